@@ -1,0 +1,104 @@
+"""The one exception tree: what can go wrong, told apart by who has to act.
+
+Lower layers raise, upper layers decide. The file system answers every `CvfsError` with an errno (one table, in
+`cvfs.fuse.errno_table`); the command lines answer with the error's text in one line and a non-zero exit status.
+"""
+
+import errno
+import os
+
+
+class CvfsError(Exception):
+    """Every error that cvfs raises on purpose. Its text is one line, fit for a user."""
+
+
+class PathError(CvfsError):
+    """The answer to a question about a path is an errno: ENOENT, ENOTDIR, EISDIR, EROFS, ENODATA, ELOOP..."""
+
+    def __init__(self, number: int, path: bytes | str = b"") -> None:
+        shown = os.fsdecode(path)
+        super().__init__(f"{os.strerror(number)}: {shown!r}" if shown else os.strerror(number))
+        self.errno = number
+
+
+class StaleInodeError(PathError):
+    """An inode number that no page ever taken in has explained."""
+
+    def __init__(self, inode: int) -> None:
+        super().__init__(errno.ESTALE, f"inode {inode:#x}")
+
+
+class FormatError(CvfsError):
+    """Bytes whose hash was right, or a local file, do not say what docs/format.md allows: the writer is to blame."""
+
+
+class IntegrityError(CvfsError):
+    """Bytes are not the ones that were named: whoever stored or carried them is to blame.
+
+    `wanted` and `got` are ids in hexadecimal, or sizes; `source` is the address or file they came from.
+    """
+
+    def __init__(self, wanted: str, got: str, source: str) -> None:
+        super().__init__(f"wrong bytes from {source}: wanted {wanted}, got {got}")
+        self.wanted, self.got, self.source = wanted, got, source
+
+
+class TrustError(CvfsError):
+    """Metadata that is not signed as the repository's root of trust demands."""
+
+
+class TransportError(CvfsError):
+    """A server did not deliver. `url` is what was asked for; `retryable` says if asking again may help."""
+
+    retryable = True
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"{reason}: {url}")
+        self.url, self.reason = url, reason
+
+
+class UnreachableError(TransportError):
+    """No connection: name not found, refused, reset, TLS handshake failed."""
+
+
+class StatusError(TransportError):
+    """The server answered, but not with the object: an HTTP status other than 200."""
+
+    def __init__(self, url: str, status: int, reason: str = "") -> None:
+        super().__init__(url, f"HTTP {status} {reason}".rstrip())
+        self.status = status
+        self.retryable = status in (408, 425, 429) or status >= 500
+
+
+class TruncatedError(TransportError):
+    """The body ended before the announced or demanded number of bytes."""
+
+
+class TooLargeError(TransportError):
+    """The body is larger than the caller allows; the rest was not read."""
+
+    retryable = False
+
+
+class TooSlowError(TransportError):
+    """The deadline passed before the body was complete."""
+
+
+class CacheError(CvfsError):
+    """The local cache failed (disk full, not writable, broken). Whatever was to be cached may still be served."""
+
+
+class ConfigError(CvfsError):
+    """A setting, an option or an argument that cannot be obeyed. Reaches only the command line."""
+
+
+class MountError(CvfsError):
+    """The kernel, or the state of the mount point, does not allow the mount. Reaches only the command line."""
+
+
+class StoreError(CvfsError):
+    """A publisher's store cannot be read or written, is not a store, or its head was moved by someone else."""
+
+
+class PublishError(CvfsError):
+    """A tree cannot be published as it is: unreadable file, changed while it was read, name or size over a limit."""

@@ -1,0 +1,328 @@
+"""What the kernel asks: the header of every request, and the bodies of those that a read-only file system meets.
+
+`decode_request` comes first; the decoder of the body takes its `data`. The kernel is obeyed to the byte: the sizes
+below are those of every protocol version from 7.31 on, so a body that is longer or shorter is refused.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import msgspec
+
+from cvfs.errors import FormatError
+from cvfs.fuse.protocol.codes import MAX_NAME_BYTES, Opcode
+
+_HEADER: Final = struct.Struct("=IIQQIIIHxx")
+HEADER_BYTES: Final = _HEADER.size
+
+_GETATTR: Final = struct.Struct("=I4xQ")
+_READ: Final = struct.Struct("=QqI12xI4x")
+_OPEN: Final = struct.Struct("=II")
+_RELEASE: Final = struct.Struct("=QIIQ")
+_FLUSH: Final = struct.Struct("=Q8xQ")
+_FSYNC: Final = struct.Struct("=QI4x")
+_XATTR: Final = struct.Struct("=I4x")
+_ACCESS: Final = struct.Struct("=I4x")
+_UNSIGNED: Final = struct.Struct("=Q")
+_FORGET_COUNT: Final = struct.Struct("=I4x")
+_FORGET_ONE: Final = struct.Struct("=QQ")
+_LSEEK: Final = struct.Struct("=QqI4x")
+_STATX: Final = struct.Struct("=I4xQII")
+_IOCTL: Final = struct.Struct("=QIIQII")
+
+_GETATTR_BYTES: Final = HEADER_BYTES + _GETATTR.size
+_READ_BYTES: Final = HEADER_BYTES + _READ.size
+
+_Value = TypeVar("_Value", covariant=True)
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """struct fuse_in_header. `unique` is what the reply must carry, `node` what the request is about (0: nothing).
+
+    `uid`, `gid` and `pid` are the caller's, in the mount's user namespace; 0 where the kernel asks on its own account.
+    `data` is the whole message, header included, extensions cut off: what the decoders below take.
+    """
+
+    opcode: int
+    unique: int
+    node: int
+    uid: int
+    gid: int
+    pid: int
+    data: bytes
+
+
+class Getattr(msgspec.Struct, frozen=True, gc=False):
+    """struct fuse_getattr_in. `handle` counts only if `flags` has GETATTR_FH."""
+
+    flags: int
+    handle: int
+
+
+class Read(msgspec.Struct, frozen=True, gc=False):
+    """struct fuse_read_in, for READ, READDIR and READDIRPLUS: at most `size` bytes of the answer from `offset` on.
+
+    In a directory `offset` is a cookie: 0, the `next_offset` of an earlier record, or any number lseek(2) was given.
+    `size` is up to 4 GiB: do not allocate by it. `flags` are those of open(2). Without OPEN, `handle` is 0.
+    """
+
+    handle: int
+    offset: int
+    size: int
+    flags: int
+
+
+class Open(msgspec.Struct, frozen=True, gc=False):
+    """struct fuse_open_in, for OPEN and OPENDIR: `flags` are those of open(2), `open_flags` are FUSE_OPEN_*."""
+
+    flags: int
+    open_flags: int
+
+
+class Release(msgspec.Struct, frozen=True, gc=False):
+    """struct fuse_release_in, for RELEASE and RELEASEDIR."""
+
+    handle: int
+    flags: int
+    release_flags: int
+    lock_owner: int
+
+
+class Flush(msgspec.Struct, frozen=True, gc=False):
+    """struct fuse_flush_in."""
+
+    handle: int
+    lock_owner: int
+
+
+class Fsync(msgspec.Struct, frozen=True, gc=False):
+    """struct fuse_fsync_in, for FSYNC and FSYNCDIR."""
+
+    handle: int
+    flags: int
+
+
+class Getxattr(msgspec.Struct, frozen=True, gc=False):
+    """struct fuse_getxattr_in and the name. `size` is the caller's room in bytes, 0 to ask for the value's size."""
+
+    name: bytes
+    size: int
+
+
+class Forget(msgspec.Struct, frozen=True, gc=False):
+    """struct fuse_forget_one; of FORGET, the node is the header's."""
+
+    node: int
+    lookups: int
+
+
+class Lseek(msgspec.Struct, frozen=True, gc=False):
+    """struct fuse_lseek_in. `whence` is os.SEEK_DATA or os.SEEK_HOLE; others do not get here.
+
+    The kernel passes any `offset` the caller gave, negative ones too (lseek(2) wants ENXIO for them).
+    """
+
+    handle: int
+    offset: int
+    whence: int
+
+
+class Statx(msgspec.Struct, frozen=True, gc=False):
+    """struct fuse_statx_in: `mask` says which fields the caller wants; `handle` counts if `flags` has GETATTR_FH."""
+
+    flags: int
+    handle: int
+    statx_flags: int
+    mask: int
+
+
+class Ioctl(msgspec.Struct, frozen=True, gc=False):
+    """struct fuse_ioctl_in and the `payload` that the caller's argument points to."""
+
+    handle: int
+    flags: int
+    command: int
+    argument: int
+    room: int
+    payload: bytes
+
+
+def decode_request(data: bytes) -> Request:
+    """struct fuse_in_header of one whole message. Any opcode passes, known or not."""
+    if len(data) < HEADER_BYTES:
+        raise FormatError(f"FUSE request of {len(data)} bytes: shorter than its header")
+    size, opcode, unique, node, uid, gid, pid, extension_words = _HEADER.unpack_from(data)
+    if size != len(data):
+        raise FormatError(f"FUSE request of {len(data)} bytes says that it has {size}")
+    if extension_words:
+        data = _without_extensions(data, extension_words * 8)
+    return Request(opcode, unique, node, uid, gid, pid, data)
+
+
+def decode_lookup(data: bytes) -> bytes:
+    """LOOKUP: the name looked up in the header's node."""
+    return _name(data, HEADER_BYTES, Opcode.LOOKUP)
+
+
+def decode_getattr(data: bytes) -> Getattr:
+    """GETATTR: struct fuse_getattr_in."""
+    if len(data) != _GETATTR_BYTES:
+        raise _wrong_size(data, Opcode.GETATTR)
+    return Getattr(*_GETATTR.unpack_from(data, HEADER_BYTES))
+
+
+def decode_read(data: bytes) -> Read:
+    """READ, READDIR, READDIRPLUS: struct fuse_read_in. An offset below 0 is refused: loff_t has no such position."""
+    if len(data) != _READ_BYTES:
+        raise _wrong_size(data, Opcode.READ)
+    handle, offset, size, flags = _READ.unpack_from(data, HEADER_BYTES)
+    if offset < 0:
+        raise FormatError(f"FUSE {Opcode.READ.name} from the offset {offset}")
+    return Read(handle, offset, size, flags)
+
+
+def decode_open(data: bytes) -> Open:
+    """OPEN, OPENDIR: struct fuse_open_in."""
+    return Open(*_body(_OPEN, data, Opcode.OPEN))
+
+
+def decode_release(data: bytes) -> Release:
+    """RELEASE, RELEASEDIR: struct fuse_release_in."""
+    return Release(*_body(_RELEASE, data, Opcode.RELEASE))
+
+
+def decode_flush(data: bytes) -> Flush:
+    """FLUSH: struct fuse_flush_in."""
+    return Flush(*_body(_FLUSH, data, Opcode.FLUSH))
+
+
+def decode_fsync(data: bytes) -> Fsync:
+    """FSYNC, FSYNCDIR: struct fuse_fsync_in."""
+    return Fsync(*_body(_FSYNC, data, Opcode.FSYNC))
+
+
+def decode_access(data: bytes) -> int:
+    """ACCESS: struct fuse_access_in: the mask of access(2). With default_permissions the kernel never asks."""
+    mask: int = _body(_ACCESS, data, Opcode.ACCESS)[0]
+    return mask
+
+
+def decode_getxattr(data: bytes) -> Getxattr:
+    """GETXATTR: struct fuse_getxattr_in, then the name."""
+    (size,) = _start(_XATTR, data, Opcode.GETXATTR)
+    return Getxattr(_name(data, HEADER_BYTES + _XATTR.size, Opcode.GETXATTR), size)
+
+
+def decode_listxattr(data: bytes) -> int:
+    """LISTXATTR: struct fuse_getxattr_in: the caller's room in bytes, 0 to ask for the size of the list."""
+    size: int = _body(_XATTR, data, Opcode.LISTXATTR)[0]
+    return size
+
+
+def decode_interrupt(data: bytes) -> int:
+    """INTERRUPT: struct fuse_interrupt_in: the `unique` of the request whose caller no longer waits."""
+    unique: int = _body(_UNSIGNED, data, Opcode.INTERRUPT)[0]
+    return unique
+
+
+def decode_forget(data: bytes) -> tuple[Forget, ...]:
+    """FORGET, struct fuse_forget_in: one value."""
+    (lookups,) = _body(_UNSIGNED, data, Opcode.FORGET)
+    return (Forget(decode_request(data).node, lookups),)
+
+
+def decode_batch_forget(data: bytes) -> tuple[Forget, ...]:
+    """BATCH_FORGET: struct fuse_batch_forget_in, then that many struct fuse_forget_one."""
+    (count,) = _start(_FORGET_COUNT, data, Opcode.BATCH_FORGET)
+    ones = memoryview(data)[HEADER_BYTES + _FORGET_COUNT.size :]
+    if len(ones) != count * _FORGET_ONE.size:
+        raise _wrong_size(data, Opcode.BATCH_FORGET)
+    return tuple(Forget(node, lookups) for node, lookups in _FORGET_ONE.iter_unpack(ones))
+
+
+def decode_lseek(data: bytes) -> Lseek:
+    """LSEEK: struct fuse_lseek_in."""
+    return Lseek(*_body(_LSEEK, data, Opcode.LSEEK))
+
+
+def decode_statx(data: bytes) -> Statx:
+    """STATX: struct fuse_statx_in."""
+    return Statx(*_body(_STATX, data, Opcode.STATX))
+
+
+def decode_ioctl(data: bytes) -> Ioctl:
+    """IOCTL: struct fuse_ioctl_in, then in_size bytes."""
+    handle, flags, command, argument, size, room = _start(_IOCTL, data, Opcode.IOCTL)
+    payload = data[HEADER_BYTES + _IOCTL.size :]
+    if len(payload) != size:
+        raise _wrong_size(data, Opcode.IOCTL)
+    return Ioctl(handle, flags, command, argument, room, payload)
+
+
+def decode_nothing(data: bytes) -> None:
+    """READLINK, STATFS, DESTROY: the header is all."""
+    if len(data) != HEADER_BYTES:
+        raise FormatError(f"FUSE request of {len(data)} bytes: nothing should follow its header")
+
+
+DECODERS: Final[dict[int, Callable[[bytes], object]]] = {
+    Opcode.LOOKUP: decode_lookup,
+    Opcode.FORGET: decode_forget,
+    Opcode.GETATTR: decode_getattr,
+    Opcode.READLINK: decode_nothing,
+    Opcode.OPEN: decode_open,
+    Opcode.READ: decode_read,
+    Opcode.STATFS: decode_nothing,
+    Opcode.RELEASE: decode_release,
+    Opcode.FSYNC: decode_fsync,
+    Opcode.GETXATTR: decode_getxattr,
+    Opcode.LISTXATTR: decode_listxattr,
+    Opcode.FLUSH: decode_flush,
+    Opcode.OPENDIR: decode_open,
+    Opcode.READDIR: decode_read,
+    Opcode.RELEASEDIR: decode_release,
+    Opcode.FSYNCDIR: decode_fsync,
+    Opcode.ACCESS: decode_access,
+    Opcode.INTERRUPT: decode_interrupt,
+    Opcode.DESTROY: decode_nothing,
+    Opcode.IOCTL: decode_ioctl,
+    Opcode.BATCH_FORGET: decode_batch_forget,
+    Opcode.READDIRPLUS: decode_read,
+    Opcode.LSEEK: decode_lseek,
+    Opcode.STATX: decode_statx,
+}
+"""The decoder of each body, for a trace; a handler calls its own, whose type it knows. INIT's is in `negotiation`."""
+
+
+def _body(layout: struct.Struct, data: bytes, opcode: Opcode) -> tuple[int, ...]:
+    """The fields of a body that is `layout` and nothing more."""
+    if len(data) != HEADER_BYTES + layout.size:
+        raise _wrong_size(data, opcode)
+    return layout.unpack_from(data, HEADER_BYTES)
+
+
+def _start(layout: struct.Struct, data: bytes, opcode: Opcode) -> tuple[int, ...]:
+    """The fields of `layout` at the start of a body of variable size."""
+    if len(data) < HEADER_BYTES + layout.size:
+        raise _wrong_size(data, opcode)
+    return layout.unpack_from(data, HEADER_BYTES)
+
+
+def _name(data: bytes, start: int, opcode: Opcode) -> bytes:
+    """The name from `start` to the NUL that ends the message."""
+    end = len(data) - 1
+    if data.find(0, start) != end or not start < end <= start + MAX_NAME_BYTES:
+        raise FormatError(f"FUSE {opcode.name}: no name of 1 to {MAX_NAME_BYTES} bytes and one NUL at its end")
+    return data[start:end]
+
+
+def _without_extensions(data: bytes, size: int) -> bytes:
+    """The message without the struct fuse_ext_header and their contents at its end."""
+    if size > len(data) - HEADER_BYTES:
+        raise FormatError(f"FUSE request of {len(data)} bytes: extensions of {size} bytes do not fit")
+    return data[:-size]
+
+
+def _wrong_size(data: bytes, opcode: Opcode) -> FormatError:
+    return FormatError(f"FUSE {opcode.name} of {len(data)} bytes: its fields need another size")

@@ -1,0 +1,27 @@
+"""What a reader refuses for its size alone, before it allocates anything (docs/format.md, section 8)."""
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+MAX_BLOB_BYTES = 16 * MIB
+"""Of a pack or a page, stored and plain alike: what one fetch may cost a client in memory."""
+
+MAX_MANIFEST_BYTES = 64 * KIB
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 4095
+"""Linux's PATH_MAX less the NUL: no system call could name a longer one."""
+
+MAX_XATTR_NAME_BYTES = 255
+MAX_XATTR_VALUE_BYTES = 64 * KIB
+MAX_XATTRS_BYTES = 256 * KIB
+"""Of all names and values of one entry."""
+
+MAX_OBJECT_BYTES = 1 << 50
+MAX_ID = (1 << 32) - 2
+"""Of a uid or gid: 2^32-1 means "leave it" to chown(2)."""
+
+MAX_LOCATIONS = 4096
+"""In one entry, or in one location page."""
+
+MAX_LEVEL = 16
+"""Of a page: no tree that fits the other limits is deeper."""
