@@ -1,0 +1,65 @@
+# What to run from a fresh clone: "make demo", "make test". "make help" lists the rest.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# To choose the interpreter: make venv PYTHON=/path/to/python3 (default: the newest on PATH that can do it).
+PYTHON ?=
+# make test ARGS="-k tree -x", make benchmarks ARGS=--smoke
+ARGS ?=
+# make demo KEEP=1 leaves the demo mounted.
+KEEP ?=
+
+BUILD_PACKAGES := python3 python3-venv python3-dev gcc libc6-dev pkgconf libfuse3-dev fuse3
+TEST_PACKAGES := attr libcap2-bin git rsync squashfs-tools squashfuse zstd
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help venv lint test demo benchmarks format clean packages test-packages fuse
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(READY) ## set up: system packages, .venv, the project in it
+	@echo "==> $(VENV) is ready: $$($(BIN)/python --version) ('make clean' first to choose another with PYTHON=...)"
+
+test: test-packages fuse lint ## check everything: linters, types, imports, then all tests (ARGS="-k name" for some)
+	@echo "==> tests"
+	@$(BIN)/python -bb -m pytest $(ARGS)
+
+lint: $(READY) ## run ruff, mypy and import-linter
+	@echo "==> ruff"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "cvfs: files to reformat: run 'make format'" >&2; exit 1; }
+	@echo "==> mypy"
+	@$(BIN)/mypy
+	@echo "==> import-linter"
+	@PYTHONPATH=. $(BIN)/lint-imports
+
+format: $(READY) ## rewrite the code the way 'make lint' wants it
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+
+demo: fuse $(READY) ## publish, serve and mount a real Python environment and run from it (KEEP=1 leaves it mounted)
+	@$(BIN)/python demo/run.py $(if $(KEEP),--keep) $(ARGS)
+
+benchmarks: test-packages fuse $(READY) ## measure, beside ext4, tar and squashfs (ARGS=--smoke: only that it runs)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove .venv and everything built or cached here
+	@rm -rf --one-file-system $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find cvfs publisher tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+packages:
+	@scripts/install-system-packages $(BUILD_PACKAGES)
+
+test-packages:
+	@scripts/install-system-packages $(BUILD_PACKAGES) $(TEST_PACKAGES)
+
+fuse: packages
+	@scripts/check-fuse
+
+$(READY): setup.cfg pyproject.toml scripts/make-venv | packages
+	@scripts/make-venv $(VENV) $(PYTHON)
+	@touch $@
