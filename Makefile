@@ -49,7 +49,7 @@ benchmarks: test-packages fuse $(READY) ## measure, beside ext4, tar and squashf
 
 clean: ## remove .venv and everything built or cached here
 	@rm -rf --one-file-system $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	@find cvfs publisher tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . -xdev -name __pycache__ -type d -prune -exec rm -rf {} +
 
 packages:
 	@scripts/install-system-packages $(BUILD_PACKAGES)
