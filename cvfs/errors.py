@@ -62,11 +62,14 @@ class UnreachableError(TransportError):
 
 
 class StatusError(TransportError):
-    """The server answered, but not with the object: an HTTP status other than 200."""
+    """The server answered, but not with the object: an HTTP status other than 200.
 
-    def __init__(self, url: str, status: int, reason: str = "") -> None:
+    `retry_after_s` is how long it asks to be left alone, None if it does not say.
+    """
+
+    def __init__(self, url: str, status: int, reason: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(url, f"HTTP {status} {reason}".rstrip())
-        self.status = status
+        self.status, self.retry_after_s = status, retry_after_s
         self.retryable = status in (408, 425, 429) or status >= 500
 
 
@@ -81,7 +84,11 @@ class TooLargeError(TransportError):
 
 
 class TooSlowError(TransportError):
-    """The deadline passed before the body was complete."""
+    """The deadline passed before the body was complete; `received_bytes` of it had come (0: a server that hangs)."""
+
+    def __init__(self, url: str, reason: str, received_bytes: int = 0) -> None:
+        super().__init__(url, reason)
+        self.received_bytes = received_bytes
 
 
 class CacheError(CvfsError):
