@@ -1,0 +1,89 @@
+"""The cache directory itself: where it is, whose it is, and whether it can be written."""
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+
+from cvfs.errors import CacheError, ConfigError
+
+LAYOUT = 1
+"""The version of the layout below the directory; a directory of another version is left alone and refused."""
+
+_MARKER = "CVFS-CACHE"
+
+
+def default_directory() -> Path:
+    """/var/cache/cvfs for root, $XDG_CACHE_HOME/cvfs (~/.cache/cvfs) for others."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/cvfs")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cvfs"
+
+
+class CacheDirectory:
+    """A directory that is ours: made if missing, mode 0700, so that no other user can feed or read the cache.
+
+    `writable` is False where the disk does not allow writing; such a cache still reads. Raises ConfigError if the
+    directory is another user's, open to others, not a directory, or of another layout.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.writable = True
+        self._create()
+        self._check_owner()
+        self._check_marker()
+
+    def _create(self) -> None:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ConfigError(f"the cache {self.path} is not a directory: name another with --cache") from None
+        except OSError as error:
+            if not self.path.is_dir():
+                why = f"cannot make the cache {self.path}: {error.strerror}"
+                raise ConfigError(f"{why}: name another with --cache") from None
+        self.writable = not _read_only(self.path)
+
+    def _check_owner(self) -> None:
+        status = os.stat(self.path)
+        if status.st_uid != os.geteuid():
+            raise ConfigError(f"the cache {self.path} belongs to uid {status.st_uid}: name another with --cache")
+        if stat.S_IMODE(status.st_mode) & 0o022:
+            raise ConfigError(f"others may write to the cache {self.path}: chmod go-w it, or name another with --cache")
+
+    def _check_marker(self) -> None:
+        marker = self.path / _MARKER
+        try:
+            found = marker.read_text("ascii", "replace").strip()
+        except FileNotFoundError:
+            self._mark(marker)
+            return
+        except OSError as error:
+            raise ConfigError(f"cannot read the cache {self.path}: {error.strerror}") from None
+        if found and found != str(LAYOUT):
+            raise ConfigError(f"the cache {self.path} has layout {found[:20]!r}, not {LAYOUT}: name another with --cache")
+
+    def _mark(self, marker: Path) -> None:
+        if not self.writable:
+            return
+        with contextlib.suppress(OSError):
+            if any(self.path.iterdir()):
+                raise ConfigError(f"{self.path} is not a cache and not empty: name another with --cache")
+            marker.write_text(f"{LAYOUT}\n", "ascii")
+
+
+def _read_only(path: Path) -> bool:
+    """Whether files cannot be made in `path`. A full disk is not read-only: it may empty."""
+    probe = path / f".probe-{os.getpid()}"
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.unlink(probe)
+    except OSError as error:
+        return error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+    return False
+
+
+def as_cache_error(what: str, error: OSError) -> CacheError:
+    return CacheError(f"{what}: {error.strerror or error}")

@@ -1,0 +1,115 @@
+"""Files named by a digest, two levels deep: written whole or not at all, verified whenever they are read."""
+
+import contextlib
+import itertools
+import os
+import time
+
+from cvfs.cache.directory import CacheDirectory, as_cache_error
+from cvfs.errors import CacheError
+from cvfs.format.blob import digest
+from cvfs.model import Digest
+
+
+class DigestFiles:
+    """The files below `kind` of the cache directory, each named by the BLAKE3 of its bytes.
+
+    All calls are synchronous and short: the largest file is a few MiB. They may be made from any thread and process.
+    """
+
+    def __init__(self, directory: CacheDirectory, kind: str) -> None:
+        self._directory = directory
+        self._root = os.fsencode(directory.path / kind)
+        self._temporary = b"%s/.new-%s" % (self._root, os.urandom(8).hex().encode())
+        self._serial = itertools.count()
+        self._made: set[bytes] = set()
+        remove_leftovers(self._root)
+        self.lost = 0
+        """Files that were there but not as they were written; they were dropped and count as absent."""
+
+    def path(self, name: Digest) -> bytes:
+        hexadecimal = name.hex().encode()
+        return b"%s/%s/%s" % (self._root, hexadecimal[:2], hexadecimal[2:])
+
+    def __contains__(self, name: Digest) -> bool:
+        """Whether there is such a file; nothing is said of its bytes."""
+        try:
+            os.stat(self.path(name))
+        except OSError:
+            return False
+        return True
+
+    def load(self, name: Digest, size: int) -> bytes | None:
+        """The file's `size` bytes, verified; None if it is absent. An altered file is dropped and absent.
+
+        Raises CacheError: the disk failed.
+        """
+        path = self.path(name)
+        try:
+            data = _read_whole(path, size)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise as_cache_error(f"cannot read {os.fsdecode(path)}", error) from error
+        if len(data) == size and digest(data) == name:
+            return data
+        self.lost += 1
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        return None
+
+    def store(self, name: Digest, data: bytes | memoryview) -> None:
+        """Put verified `data` there under its `name`. Not synced: what a crash tears, `load` finds.
+
+        Raises CacheError: no space, or not writable; nothing is left behind.
+        """
+        if not self._directory.writable:
+            raise CacheError(f"the cache {self._directory.path} is not writable")
+        path = self.path(name)
+        temporary = b"%s-%d" % (self._temporary, next(self._serial))
+        try:
+            self._make_parents(path)
+            try:
+                write_new(temporary, data)
+                os.rename(temporary, path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+        except OSError as error:
+            self._made.clear()
+            raise as_cache_error(f"cannot write to the cache {self._directory.path}", error) from error
+
+    def _make_parents(self, path: bytes) -> None:
+        parent = os.path.dirname(path)
+        if parent not in self._made:
+            os.makedirs(parent, mode=0o700, exist_ok=True)
+            self._made.add(parent)
+
+
+def _read_whole(path: bytes, size: int) -> bytes:
+    """At most one byte more than `size`, enough to see that a file has grown."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return os.read(fd, size + 1)
+    finally:
+        os.close(fd)
+
+
+def write_new(path: bytes, data: bytes | memoryview) -> None:
+    """Make a file of `data` at `path`, which must not exist."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(fd, left) :]
+    finally:
+        os.close(fd)
+
+
+def remove_leftovers(root: bytes) -> None:
+    """Drop the unfinished files of processes that are gone: those that nobody has written to for an hour."""
+    with contextlib.suppress(OSError), os.scandir(root) as entries:
+        for entry in entries:
+            if entry.name.startswith(b".new-") and entry.stat().st_mtime < time.time() - 3600:
+                os.unlink(entry.path)

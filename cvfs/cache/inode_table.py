@@ -1,0 +1,149 @@
+"""A hash table of inode numbers in one shared memory map: 16 bytes a slot, linear probing, nothing is ever removed.
+
+Why not LMDB, which is the obvious choice: inode numbers are hashes, so each page of metadata that is taken in puts a
+thousand keys in a thousand random places, and a copy-on-write tree rewrites a page for each. A million entries cost
+4 GB of writes there and 57 MB resident; here 32 MB of writes, and the map can be dropped from memory at any time
+(docs/decisions/0002-inode-index.md).
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_HEADER = struct.Struct("=8sQQQQ")
+_HEADER_BYTES = 4096
+_MAGIC = b"cvfs-ino"
+_SLOT = struct.Struct("=QIHH")
+_COUNT_AT = 16
+_MOVED_AT = 24
+_CONTESTED_AT = 32
+_U64 = struct.Struct("=Q")
+
+
+class Slot(NamedTuple):
+    """One number: the record at `position` of page number `page`. `check` are 16 more bits of the hash."""
+
+    number: int
+    page: int
+    position: int
+    check: int
+
+
+class Full(Exception):
+    """The table should be grown before more is put into it."""
+
+
+class InodeTable:
+    """A table over a map of its own bytes. One writer at a time; any number of readers, in any process."""
+
+    def __init__(self, buffer: mmap.mmap) -> None:
+        self._map = buffer
+        magic, capacity, *_ = _HEADER.unpack_from(buffer)
+        if magic != _MAGIC or capacity & (capacity - 1) or len(buffer) < size_of(capacity):
+            raise ValueError("not an inode table")
+        self.capacity: int = capacity
+        self._mask = capacity - 1
+
+    @property
+    def count(self) -> int:
+        return int(_U64.unpack_from(self._map, _COUNT_AT)[0])
+
+    @property
+    def moved(self) -> bool:
+        """Whether a larger table has taken the place of this one."""
+        return bool(_U64.unpack_from(self._map, _MOVED_AT)[0])
+
+    @property
+    def contested(self) -> bool:
+        """Whether any two identities ever met at one number."""
+        return bool(_U64.unpack_from(self._map, _CONTESTED_AT)[0])
+
+    def mark_contested(self) -> None:
+        _U64.pack_into(self._map, _CONTESTED_AT, 1)
+
+    def find(self, number: int) -> Slot | None:
+        """The slot of `number`, None if it was never put."""
+        _, page, position, check = self._seek(number)
+        return Slot(number, page - 1, position, check) if page else None
+
+    def put(self, slot: Slot) -> Slot | None:
+        """Put `slot` there, in place of an older one with its number and check.
+
+        Returns the slot that has the number but another check, if there is one; then nothing was put. Raises Full.
+        """
+        offset, page, position, check = self._seek(slot.number)
+        if not page:
+            self._count_one()
+        elif check != slot.check:
+            return Slot(slot.number, page - 1, position, check)
+        _SLOT.pack_into(self._map, offset, slot.number, slot.page + 1, slot.position, slot.check)
+        return None
+
+    def slots(self) -> Iterator[Slot]:
+        """All slots that are taken."""
+        end = size_of(self.capacity)
+        for number, page, position, check in _SLOT.iter_unpack(memoryview(self._map)[_HEADER_BYTES:end]):
+            if page:
+                yield Slot(number, page - 1, position, check)
+
+    def take_over(self, old: "InodeTable") -> None:
+        """Put in what `old` holds."""
+        for slot in old.slots():
+            self.put(slot)
+        if old.contested:
+            self.mark_contested()
+
+    def mark_moved(self) -> None:
+        _U64.pack_into(self._map, _MOVED_AT, 1)
+
+    def trim(self) -> None:
+        """Let go of the memory; the kernel's page cache still has it (for a map of a file: a private one keeps it)."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+    def _seek(self, number: int) -> tuple[int, int, int, int]:
+        """(offset, page + 1, position, check) of the slot that has `number`, or of the free one where it belongs."""
+        unpack, buffer, mask = _SLOT.unpack_from, self._map, self._mask
+        place = number & mask
+        while True:
+            offset = _HEADER_BYTES + place * 16
+            found, page, position, check = unpack(buffer, offset)
+            if found == number or not page:
+                return offset, page, position, check
+            place = place + 1 & mask
+
+    def _count_one(self) -> None:
+        count = self.count + 1
+        if count > self.capacity * 5 // 8:  # so a search always meets a free slot, and soon
+            raise Full
+        _U64.pack_into(self._map, _COUNT_AT, count)
+
+
+def size_of(capacity: int) -> int:
+    """The bytes of a table of `capacity` slots."""
+    return _HEADER_BYTES + capacity * _SLOT.size
+
+
+def in_memory(capacity: int) -> InodeTable:
+    """A new table that no other process sees."""
+    return _format(mmap.mmap(-1, size_of(capacity)), capacity)
+
+
+def in_file(fd: int, capacity: int) -> InodeTable:
+    """A new table in the empty file `fd`. Its space is reserved, so that writing to the map cannot fail later.
+
+    Raises OSError: no space.
+    """
+    os.posix_fallocate(fd, 0, size_of(capacity))
+    return _format(mmap.mmap(fd, size_of(capacity)), capacity)
+
+
+def open_file(fd: int) -> InodeTable:
+    """The table in the file `fd`. Raises ValueError if it is none, OSError if it cannot be mapped."""
+    return InodeTable(mmap.mmap(fd, 0))
+
+
+def _format(buffer: mmap.mmap, capacity: int) -> InodeTable:
+    _HEADER.pack_into(buffer, 0, _MAGIC, capacity, 0, 0, 0)
+    return InodeTable(buffer)

@@ -1,0 +1,81 @@
+"""Large objects: one sparse file each, filled chunk by chunk in any order, each chunk verified by its own id.
+
+There is no map of what has arrived: a chunk is there if the bytes at its place hash to its id (BLAKE3 passes 4 GB/s;
+a network does not). So a torn, altered or half-filled file is only a file with fewer chunks.
+
+A file is named by its *recipe*, the hash of the list of its chunks, not by the content id that its publisher claims:
+that claim cannot be checked before the last byte is here, and the cache is shared by publishers that need not trust
+each other.
+"""
+
+import contextlib
+import os
+
+from cvfs.cache.directory import CacheDirectory, as_cache_error
+from cvfs.errors import CacheError
+from cvfs.format.blob import digest
+from cvfs.format.codec import encode
+from cvfs.model import Content, Digest, Entry, Location
+
+
+def recipe_of(entry: Entry, content: Content) -> Digest:
+    """The name of a chunked object in the cache: BLAKE3 of its size and of where each chunk goes."""
+    chunks = [(at.object_offset, at.length, at.chunk_id) for at in content.locations]
+    pages = [(offset, page.id) for offset, page in content.location_pages]
+    return digest(encode((entry.size, entry.content_id, chunks, pages)))
+
+
+class LargeFiles:
+    """The sparse files below `large` of the cache directory. Synchronous; from any thread and process."""
+
+    def __init__(self, directory: CacheDirectory) -> None:
+        self._directory = directory
+        self._root = os.fsencode(directory.path / "large")
+
+    def path(self, recipe: Digest) -> bytes:
+        name = recipe.hex().encode()
+        return b"%s/%s/%s" % (self._root, name[:2], name[2:])
+
+    def load(self, recipe: Digest, location: Location) -> bytes | None:
+        """The bytes of one chunk, verified; None if they have not arrived. Raises CacheError: the disk failed."""
+        try:
+            fd = os.open(self.path(recipe), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise as_cache_error("cannot read the cache", error) from error
+        try:
+            data = os.pread(fd, location.length, location.object_offset)
+        except OSError as error:
+            raise as_cache_error("cannot read the cache", error) from error
+        finally:
+            os.close(fd)
+        return data if digest(data) == location.chunk_id else None
+
+    def store(self, recipe: Digest, size: int, location: Location, data: bytes | memoryview) -> None:
+        """Put a verified chunk at its place in the file of an object of `size` bytes. Raises CacheError."""
+        if not self._directory.writable:
+            raise CacheError(f"the cache {self._directory.path} is not writable")
+        path = self.path(recipe)
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                if os.fstat(fd).st_size != size:
+                    os.ftruncate(fd, size)
+                _write_at(fd, data, location.object_offset)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise as_cache_error(f"cannot write to the cache {self._directory.path}", error) from error
+
+    def drop(self, recipe: Digest) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self.path(recipe))
+
+
+def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(fd, left, offset)
+        left, offset = left[written:], offset + written
