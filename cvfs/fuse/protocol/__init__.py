@@ -8,5 +8,5 @@ decoder: it is answered with an errno.
 `notices`: what is written to it. `negotiation`: INIT, and what both sides then know of each other.
 
 A request is one `bytes` object, as `os.read(descriptor, codes.READ_BUFFER_BYTES)` returns it. Decoders raise
-FormatError for anything that the kernel would not send, and nothing else; they allocate no more than the request's size.
+FormatError for anything that the kernel would not send, and nothing else; they allocate no more than a request holds.
 """

@@ -16,8 +16,8 @@ read buffer of at least this and 80 bytes more."""
 READ_BUFFER_BYTES: Final = 128 << 10
 """For one read of the descriptor. Above FUSE_MIN_READ_BUFFER (8 KiB) only so that one BATCH_FORGET may bring 8,000
 forgotten nodes; below glibc's threshold of fresh mappings for each read (measured: 1 MiB costs 14 us more)."""
-MAX_NAME_BYTES: Final = 255
-"""NAME_MAX. FUSE_NAME_MAX is larger (1024), but no name of ours is."""
+MAX_LOOKUP_BYTES: Final = 4095
+"""FUSE_NAME_MAX, PATH_MAX - 1 (1024 before Linux 6.14): the kernel leaves it to us to refuse longer names than 255."""
 
 
 class Opcode(enum.IntEnum):

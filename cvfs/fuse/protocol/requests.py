@@ -6,12 +6,12 @@ below are those of every protocol version from 7.31 on, so a body that is longer
 
 import struct
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
 from cvfs.errors import FormatError
-from cvfs.fuse.protocol.codes import MAX_NAME_BYTES, Opcode
+from cvfs.fuse.protocol.codes import MAX_LOOKUP_BYTES, Opcode
 
 _HEADER: Final = struct.Struct("=IIQQIIIHxx")
 HEADER_BYTES: Final = _HEADER.size
@@ -33,8 +33,6 @@ _IOCTL: Final = struct.Struct("=QIIQII")
 
 _GETATTR_BYTES: Final = HEADER_BYTES + _GETATTR.size
 _READ_BYTES: Final = HEADER_BYTES + _READ.size
-
-_Value = TypeVar("_Value", covariant=True)
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -111,7 +109,7 @@ class Getxattr(msgspec.Struct, frozen=True, gc=False):
 
 
 class Forget(msgspec.Struct, frozen=True, gc=False):
-    """struct fuse_forget_one; of FORGET, the node is the header's."""
+    """struct fuse_forget_one."""
 
     node: int
     lookups: int
@@ -161,7 +159,7 @@ def decode_request(data: bytes) -> Request:
 
 
 def decode_lookup(data: bytes) -> bytes:
-    """LOOKUP: the name looked up in the header's node."""
+    """LOOKUP: the name looked up in the header's node; longer than NAME_MAX if the caller's is (ENAMETOOLONG)."""
     return _name(data, HEADER_BYTES, Opcode.LOOKUP)
 
 
@@ -226,10 +224,10 @@ def decode_interrupt(data: bytes) -> int:
     return unique
 
 
-def decode_forget(data: bytes) -> tuple[Forget, ...]:
-    """FORGET, struct fuse_forget_in: one value."""
-    (lookups,) = _body(_UNSIGNED, data, Opcode.FORGET)
-    return (Forget(decode_request(data).node, lookups),)
+def decode_forget(data: bytes) -> int:
+    """FORGET: struct fuse_forget_in: how many lookups of the header's node are forgotten."""
+    lookups: int = _body(_UNSIGNED, data, Opcode.FORGET)[0]
+    return lookups
 
 
 def decode_batch_forget(data: bytes) -> tuple[Forget, ...]:
@@ -312,8 +310,8 @@ def _start(layout: struct.Struct, data: bytes, opcode: Opcode) -> tuple[int, ...
 def _name(data: bytes, start: int, opcode: Opcode) -> bytes:
     """The name from `start` to the NUL that ends the message."""
     end = len(data) - 1
-    if data.find(0, start) != end or not start < end <= start + MAX_NAME_BYTES:
-        raise FormatError(f"FUSE {opcode.name}: no name of 1 to {MAX_NAME_BYTES} bytes and one NUL at its end")
+    if data.find(0, start) != end or not start < end <= start + MAX_LOOKUP_BYTES:
+        raise FormatError(f"FUSE {opcode.name}: no name of 1 to {MAX_LOOKUP_BYTES} bytes and one NUL at its end")
     return data[start:end]
 
 

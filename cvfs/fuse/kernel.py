@@ -1,0 +1,270 @@
+"""Mounts: a descriptor of /dev/fuse and a directory are tied together, and taken apart again.
+
+With CAP_SYS_ADMIN (root, or root of a user namespace of one's own) by mount(2) and umount2(2), else through the setuid
+helper `fusermount3`. Nothing here asks the mounted file system anything, so nothing waits for one that hangs.
+Every function blocks for the moment of a system call or a helper; a MountError says in one line what to do.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import stat
+import struct
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from cvfs.errors import MountError
+from cvfs.fuse.mountinfo import MountInfo, find_mount
+from cvfs.fuse.protocol.codes import DEV_IOC_CLONE
+
+DEVICE: Final = "/dev/fuse"
+SUBTYPE: Final = "cvfs"
+OLDEST_RELEASE: Final = (5, 4)
+HELPER: Final = "fusermount3"
+HELPER_DEADLINE_S: Final = 30.0
+"""A guess. The helper asks the kernel alone, and a hung file system above the mount point is all it could wait for."""
+
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_CAP_SYS_ADMIN: Final = 21
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_DEVICE_REMEDIES: Final = {
+    errno.ENOENT: "load the module (modprobe fuse), or start the container with --device /dev/fuse",
+    errno.ENODEV: "load the module (modprobe fuse)",
+    errno.ENXIO: "load the module (modprobe fuse)",
+    errno.EACCES: "run as root, or let users open it (chmod 666 /dev/fuse)",
+    errno.EPERM: "start the container with --device /dev/fuse",
+}
+_MOUNT_REMEDIES: Final = {
+    errno.EPERM: "run as root, inside a user namespace of your own (unshare -Urm), or install fuse3",
+    errno.EACCES: "the directories above it must be open to you",
+    errno.EBUSY: "something is mounted there already",
+    errno.ENODEV: "the kernel has no FUSE; load the module (modprobe fuse)",
+    errno.EINVAL: f"the kernel refused the options; {DEVICE} must be opened in the user namespace that mounts",
+}
+_UNMOUNT_REMEDIES: Final = {
+    errno.EBUSY: "processes use it; end them, or unmount lazily",
+    errno.EINVAL: "it is not a mount point",
+    errno.EPERM: "run as the user who mounted it, or as root",
+}
+
+
+class MountOptions(msgspec.Struct, frozen=True):
+    """How a file system is mounted; always read-only, with permissions checked by the kernel.
+
+    `source` is what /proc/mounts shows in its first column. With `allow_other` not only the user who mounts may enter
+    (a plain user needs `user_allow_other` in /etc/fuse.conf). `suid` and `devices` let set-id bits and device files
+    count (root only), as a root file system of a container needs.
+    """
+
+    source: str
+    allow_other: bool = True
+    suid: bool = False
+    devices: bool = False
+
+
+def mount(directory: Path, options: MountOptions) -> int:
+    """Mount on an empty directory by whichever way this process may; the descriptor that requests come from.
+
+    The kernel's INIT is already waiting in it. The caller closes it; then the mount is dead, but still there.
+    """
+    check_mount_point(directory)
+    if can_mount_directly():
+        return mount_directly(directory, options)
+    return mount_with_helper(directory, options)
+
+
+def check_mount_point(directory: Path) -> None:
+    """Raises MountError unless `directory` is an empty directory that nothing is mounted on."""
+    mounted = find_mount(directory)
+    if mounted:
+        raise MountError(_occupied(directory, mounted))
+    try:
+        with os.scandir(directory) as entries:
+            occupied = next(entries, None) is not None
+    except OSError as error:
+        raise MountError(_unusable(directory, error)) from None
+    if occupied:
+        raise MountError(f"cannot mount on {directory}: it is not empty; choose or make an empty directory")
+
+
+def can_mount_directly() -> bool:
+    """Has this process CAP_SYS_ADMIN in its user namespace?"""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+
+
+def open_device() -> int:
+    """A descriptor of /dev/fuse, closed at exec, of no connection yet."""
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise MountError(_line(f"cannot open {DEVICE}", error.errno, _DEVICE_REMEDIES)) from None
+
+
+def clone_device(descriptor: int) -> int:
+    """One more descriptor of a mounted connection (FUSE_DEV_IOC_CLONE), for a second reader with a queue of its own."""
+    clone = open_device()
+    try:
+        fcntl.ioctl(clone, DEV_IOC_CLONE, struct.pack("=I", descriptor))
+    except OSError as error:
+        os.close(clone)
+        raise MountError(_line("cannot open one more channel of the mount", error.errno, {})) from None
+    return clone
+
+
+def mount_directly(directory: Path, options: MountOptions) -> int:
+    """mount(2) with a descriptor of our own; the descriptor."""
+    descriptor = open_device()
+    settings = f"fd={descriptor},rootmode={stat.S_IFDIR:o},user_id={os.geteuid()},group_id={os.getegid()}"
+    settings = ",".join((settings, *_common_settings(options)))
+    flags = _MS_RDONLY | (0 if options.suid else _MS_NOSUID) | (0 if options.devices else _MS_NODEV)
+    source, kind = os.fsencode(options.source), f"fuse.{SUBTYPE}".encode()
+    if _libc.mount(source, os.fsencode(directory), kind, ctypes.c_ulong(flags), settings.encode()):
+        number = ctypes.get_errno()
+        os.close(descriptor)
+        raise MountError(_line(f"cannot mount on {directory}", number, _MOUNT_REMEDIES))
+    return descriptor
+
+
+def mount_with_helper(directory: Path, options: MountOptions) -> int:
+    """fusermount3, which opens /dev/fuse as root, mounts, and sends the descriptor through a socket."""
+    if not shutil.which(HELPER):
+        raise MountError(f"cannot mount on {directory}: not root, and no {HELPER}; install fuse3, or use unshare -Urm")
+    escaped = options.source.replace("\\", "\\\\").replace(",", "\\,")
+    settings = ",".join((f"ro,fsname={escaped},subtype={SUBTYPE}", *_common_settings(options)))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours:
+        with theirs:
+            helper = _start_helper(["-o", settings, "--", os.fspath(directory)], theirs)
+        ours.settimeout(HELPER_DEADLINE_S)
+        descriptor = _receive_descriptor(ours)
+        problem = _finish_helper(helper)
+    if descriptor is None or problem:
+        if descriptor is not None:
+            os.close(descriptor)
+        raise MountError(f"cannot mount on {directory}: {problem or f'{HELPER} sent no descriptor'}")
+    return descriptor
+
+
+def unmount(directory: Path, *, lazy: bool = False) -> None:
+    """Take the mount on `directory` away. `lazy`: at once for new users, for the present ones when they are done."""
+    if not find_mount(directory):
+        raise MountError(f"cannot unmount {directory}: nothing is mounted there")
+    if can_mount_directly():
+        _unmount_directly(directory, lazy)
+    else:
+        _unmount_with_helper(directory, lazy)
+
+
+def set_read_ahead(directory: Path, size_kib: int) -> bool:
+    """Let the kernel read ahead up to `size_kib` (by default 128) in files of the mount; False if it is not permitted.
+
+    Only after INIT was answered, which sets it anew; needs a writable /sys, so real root.
+    """
+    mounted = find_mount(directory)
+    if mounted is None:
+        raise MountError(f"cannot set the read-ahead of {directory}: nothing is mounted there")
+    try:
+        Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb").write_text(str(size_kib), encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def kernel_release() -> tuple[int, int]:
+    """The running Linux, as (6, 18). What it can do is better asked of INIT (`protocol.negotiation.Session`)."""
+    major, minor = os.uname().release.split("-")[0].split(".")[:2]
+    return int(major), int(minor)
+
+
+def _common_settings(options: MountOptions) -> tuple[str, ...]:
+    return ("default_permissions", "allow_other") if options.allow_other else ("default_permissions",)
+
+
+def _start_helper(arguments: list[str], channel: socket.socket) -> subprocess.Popen[bytes]:
+    """fusermount3 with the other end of `channel` for the descriptor."""
+    environment = os.environ | {"_FUSE_COMMFD": str(channel.fileno()), "LC_ALL": "C"}
+    return subprocess.Popen(
+        [HELPER, *arguments],
+        env=environment,
+        pass_fds=(channel.fileno(),),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _receive_descriptor(channel: socket.socket) -> int | None:
+    """What the helper sends with SCM_RIGHTS; None if it ended, or fell silent, without."""
+    with contextlib.suppress(OSError):
+        _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+            return descriptor
+    return None
+
+
+def _finish_helper(helper: subprocess.Popen[bytes]) -> str:
+    """What the helper complained of, in one line; nothing if it succeeded."""
+    try:
+        _, complaint = helper.communicate(timeout=HELPER_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        helper.kill()
+        helper.communicate()
+        return f"{HELPER} did not end within {HELPER_DEADLINE_S:g} s"
+    if helper.returncode == 0:
+        return ""
+    lines = complaint.decode(errors="replace").split("\n")
+    return next((line for line in lines if line), f"{HELPER} failed with status {helper.returncode}")
+
+
+def _unmount_directly(directory: Path, lazy: bool) -> None:
+    if _libc.umount2(os.fsencode(directory), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)):
+        raise MountError(_line(f"cannot unmount {directory}", ctypes.get_errno(), _UNMOUNT_REMEDIES))
+
+
+def _unmount_with_helper(directory: Path, lazy: bool) -> None:
+    if not shutil.which(HELPER):
+        raise MountError(f"cannot unmount {directory}: not root, and no {HELPER}; install fuse3")
+    arguments = ["-u", "-z", "--"] if lazy else ["-u", "--"]
+    helper = subprocess.Popen(
+        [HELPER, *arguments, os.fspath(directory)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    problem = _finish_helper(helper)
+    if problem:
+        raise MountError(f"cannot unmount {directory}: {problem}")
+
+
+def _occupied(directory: Path, mounted: MountInfo) -> str:
+    """Why there is no room, and how to make some."""
+    if mounted.kind == f"fuse.{SUBTYPE}":
+        return f"{mounted.source} is already mounted on {directory}; unmount it first (cvfs umount {directory})"
+    return f"cannot mount on {directory}: {mounted.source} ({mounted.kind}) is mounted there"
+
+
+def _unusable(directory: Path, error: OSError) -> str:
+    remedies = {
+        errno.ENOENT: f"make it first (mkdir -p {directory})",
+        errno.ENOTDIR: "a directory is needed",
+        errno.EACCES: "it must be open to you",
+        errno.ENOTCONN: f"a dead mount is there or above it; unmount it lazily (umount -l {directory})",
+    }
+    return _line(f"cannot mount on {directory}", error.errno, remedies)
+
+
+def _line(what: str, number: int | None, remedies: dict[int, str]) -> str:
+    """`what`, what the kernel said, and what to do about it."""
+    reason = os.strerror(number or 0)
+    remedy = remedies.get(number or 0)
+    return f"{what}: {reason}; {remedy}" if remedy else f"{what}: {reason}"
