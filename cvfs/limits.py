@@ -6,6 +6,10 @@ MIB = 1 << 20
 MAX_BLOB_BYTES = 16 * MIB
 """Of a pack or a page, stored and plain alike: what one fetch may cost a client in memory."""
 
+MAX_PAGE_BYTES = 4 * MIB
+"""Of the plain bytes of a page. What the cutting rules allow stays below 3 MiB; a decoded page takes about 20 times
+its size in memory when it is made to."""
+
 MAX_MANIFEST_BYTES = 64 * KIB
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4095

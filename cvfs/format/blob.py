@@ -55,6 +55,7 @@ def unseal(ref: BlobRef, stored: bytes, source: str) -> bytes:
     Raises IntegrityError: these are not the bytes that `ref` names. FormatError: they are, and the publisher wrote
     something that does not decompress to `ref.plain_size` bytes.
     """
+    check_ref(ref)
     check(ref, stored, source)
     if ref.stored_size == ref.plain_size:
         return stored
@@ -62,8 +63,6 @@ def unseal(ref: BlobRef, stored: bytes, source: str) -> bytes:
 
 
 def _decompress(ref: BlobRef, stored: bytes) -> bytes:
-    if ref.plain_size > MAX_BLOB_BYTES:
-        raise FormatError(f"blob {ref.id.hex()}: {ref.plain_size} plain bytes are over the limit")
     try:
         # The size in the frame decides what zstandard allocates, so it is compared first.
         if zstandard.frame_content_size(stored) != ref.plain_size:

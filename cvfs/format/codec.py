@@ -13,7 +13,7 @@ encode = msgspec.msgpack.Encoder().encode
 
 
 def decode(decoder: "msgspec.msgpack.Decoder[T]", data: bytes | memoryview, what: str) -> T:
-    """The value that `data` encodes, which is a `what`. Raises FormatError, also if it is not the canonical encoding."""
+    """The value, a `what`, that `data` encodes. Raises FormatError, also if it is not the canonical encoding."""
     try:
         value = decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:

@@ -52,7 +52,7 @@ class _Document(msgspec.Struct, frozen=True):
 
 
 def check_repository_name(name: str) -> None:
-    """Raise FormatError unless `name` can be a repository's: lower-case letters, digits, "-" and ".", as a host name."""
+    """Raise FormatError unless `name` can be a repository's: lower-case letters, digits, "-", ".", as a host name."""
     if not _NAME.fullmatch(name) or len(name) > 255:
         raise FormatError(f"not a repository name: {name!r} (want one like software.example.org)")
 
@@ -63,6 +63,7 @@ def decode_manifest(data: bytes) -> Manifest:
         raise FormatError(f"a manifest of {len(data)} bytes is over the limit")
     _check_version(_parse(data, _Format))
     document = _parse(data, _Document)
+    _check_json(data)
     check_repository_name(document.repository)
     root, parent = document.root, document.parent
     return Manifest(
@@ -99,6 +100,22 @@ def _parse(data: bytes, kind: Any) -> Any:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"not a manifest: {error}") from error
+
+
+def _check_json(data: bytes) -> None:
+    """Refuse what JSON leaves open and readers understand differently, unknown fields included: a key that stands
+    twice in an object, and text that is not UTF-8."""
+    try:
+        json.loads(data.decode(), object_pairs_hook=_unique, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not a manifest: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise FormatError("not a manifest: a key stands twice in an object")
+    return members
 
 
 def _check_version(document: _Format) -> None:

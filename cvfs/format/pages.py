@@ -5,7 +5,8 @@ A page is refused unless it is exactly what the encoder here would have written.
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby
+from operator import attrgetter
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -14,9 +15,16 @@ from msgspec import Meta
 from cvfs.errors import FormatError
 from cvfs.format.blob import check_ref
 from cvfs.format.codec import decode, decoder_of, encode
-from cvfs.format.entries import check_directory, check_entry, check_names
+from cvfs.format.entries import ascending, check_directory, check_entry, check_names
 from cvfs.format.locations import PackTable, PackTableCheck, WireContent, WireLocation, resolve, resolve_location
-from cvfs.limits import MAX_LEVEL, MAX_LOCATIONS, MAX_NAME_BYTES, MAX_OBJECT_BYTES, MAX_PATH_BYTES
+from cvfs.limits import (
+    MAX_LEVEL,
+    MAX_LOCATIONS,
+    MAX_NAME_BYTES,
+    MAX_OBJECT_BYTES,
+    MAX_PAGE_BYTES,
+    MAX_PATH_BYTES,
+)
 from cvfs.model import BlobRef, Content, Entry, Location, Record
 
 _Directory = Annotated[bytes, Meta(max_length=MAX_PATH_BYTES)]
@@ -58,6 +66,10 @@ class Leaf(NamedTuple):
     @property
     def first_key(self) -> Key:
         return Key(self.orders[0], self.groups[0].names[0])
+
+    @property
+    def last_key(self) -> Key:
+        return Key(self.orders[-1], self.groups[-1].names[-1])
 
     def position(self, key: Key) -> tuple[int, int]:
         """The first record not before `key`, as (group, index); (len(groups), 0) if all are before it."""
@@ -107,6 +119,11 @@ class Inner(NamedTuple):
     def first_key(self) -> Key:
         return self.keys[0]
 
+    @property
+    def last_key(self) -> Key:
+        """The first key below the last child."""
+        return self.keys[-1]
+
 
 class LocationPage(NamedTuple):
     """A run of the locations of one object that has very many."""
@@ -143,6 +160,8 @@ _PAGE = decoder_of(_WireLeaf | _WireInner | _WireLocations)
 
 def decode_page(data: bytes) -> Page:
     """The page whose plain bytes are `data`. Raises FormatError if a reader must refuse it."""
+    if len(data) > MAX_PAGE_BYTES:
+        raise FormatError(f"a page of {len(data)} bytes is over the limit")
     wire = decode(_PAGE, data, "page")
     if isinstance(wire, _WireLeaf):
         return _read_leaf(wire)
@@ -154,13 +173,8 @@ def decode_page(data: bytes) -> Page:
 def encode_leaf(records: Sequence[Record]) -> bytes:
     """The plain bytes of the leaf of `records`, which are in key order."""
     table = PackTable()
-    groups: list[_WireGroup] = []
-    start = 0
-    for end in range(1, len(records) + 1):
-        if end == len(records) or records[end].directory != records[start].directory:
-            groups.append(_write_group(records[start:end], table))
-            start = end
-    return encode(_WireLeaf(table.packs, tuple(groups)))
+    groups = tuple(_write_group(d, list(group), table) for d, group in groupby(records, attrgetter("directory")))
+    return encode(_WireLeaf(table.packs, groups))
 
 
 def encode_inner(level: int, children: Sequence[Child]) -> bytes:
@@ -175,9 +189,9 @@ def encode_locations(locations: Sequence[Location]) -> bytes:
     return encode(_WireLocations(table.packs, wire))
 
 
-def _write_group(records: Sequence[Record], table: PackTable) -> _WireGroup:
-    entries = tuple(record.entry for record in records)
-    return _WireGroup(records[0].directory, entries, tuple(table.content(record.content) for record in records))
+def _write_group(directory: bytes, records: Sequence[Record], table: PackTable) -> _WireGroup:
+    entries = tuple([record.entry for record in records])
+    return _WireGroup(directory, entries, tuple([table.content(record.content) for record in records]))
 
 
 def _read_leaf(wire: _WireLeaf) -> Leaf:
@@ -189,7 +203,8 @@ def _read_leaf(wire: _WireLeaf) -> Leaf:
         _check_group(group)
         for entry, content in zip(group.entries, group.contents, strict=True):
             check_entry(entry)
-            packs.content(entry, content)
+            if content is not None:
+                packs.content(entry, content)
     packs.finish()
     return Leaf(wire.packs, groups, orders)
 
@@ -197,14 +212,16 @@ def _read_leaf(wire: _WireLeaf) -> Leaf:
 def _check_group(group: Group) -> None:
     """The names of one directory: legal, ascending, and none longer than a path may be."""
     if len(group.contents) != len(group.entries):
-        raise FormatError(f"directory {group.directory!r}: {len(group.entries)} entries, {len(group.contents)} contents")
+        raise FormatError(f"directory {group.directory!r}: not one content for each entry")
     check_directory(group.directory)
     _check_ascending(group.names, "names")
     if group.directory:
         check_names(group.names)
     else:
         _check_root_group(group)
-    if len(group.directory) + 1 + max(map(len, group.names)) > MAX_PATH_BYTES:
+    # The first half is seldom true, and cheap.
+    room = MAX_PATH_BYTES - len(group.directory) - 1
+    if room < MAX_NAME_BYTES and max(map(len, group.names)) > room:
         raise FormatError(f"a path in directory {group.directory!r} is over the limit")
 
 
@@ -219,7 +236,7 @@ def _check_root_group(group: Group) -> None:
 
 
 def _check_ascending(values: Sequence[Any], what: str) -> None:
-    if not all(a < b for a, b in pairwise(values)):
+    if not ascending(values):
         raise FormatError(f"{what} of a page are not in order")
 
 

@@ -20,12 +20,20 @@ _FREQUENT = TARGET_WEIGHT // 4
 def record_weight(record: Record) -> int:
     """About the size in bytes of an encoded record, its directory aside; of what the tree says alone, not of how its
     bytes happen to be packed."""
-    entry = record.entry
-    content = record.content
-    weight = 80 + len(entry.name) + len(entry.target)
+    entry, content = record.entry, record.content
+    places = len(content.locations) + len(content.location_pages)
+    weight = 80 + len(entry.name) + len(entry.target) + 48 * places
     if entry.xattrs:
         weight += sum(len(name) + len(value) for name, value in entry.xattrs)
-    return weight + 48 * (len(content.locations) + len(content.location_pages))
+    return weight
+
+
+def directory_weight(directory: bytes) -> int:
+    """What the first record of a directory in a page weighs more than the others: a page names the directory once.
+
+    Without it, thousands of deep directories of one file each would fit into a page over the limit.
+    """
+    return 8 + len(directory)
 
 
 def child_weight(child: Child) -> int:
@@ -38,10 +46,6 @@ class Cutter:
     def __init__(self, level: int) -> None:
         self._level = level
         self._weight = 0
-
-    @property
-    def at_boundary(self) -> bool:
-        return self._weight == 0
 
     def ends_page(self, order: bytes, name: bytes, weight: int) -> bool:
         """Take in the next item, by its key; True if the page ends after it."""

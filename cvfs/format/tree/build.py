@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from cvfs.errors import FormatError
 from cvfs.format.pages import Child, Key, encode_inner, encode_leaf, key_of, order
-from cvfs.format.tree.boundaries import Cutter, child_weight, record_weight
-from cvfs.format.tree.lookup import Load, Tree, load_inner, load_leaf
-from cvfs.limits import MAX_LEVEL, MAX_PATH_BYTES
+from cvfs.format.tree.boundaries import Cutter, child_weight, directory_weight, record_weight
+from cvfs.format.tree.lookup import END, START, Load, Ref, Tree, load_inner, load_leaf, refs_below
+from cvfs.limits import MAX_LEVEL
 from cvfs.model import BlobRef, Record, Summary
 
 Put = Callable[[bytes], BlobRef]
@@ -25,7 +25,7 @@ class Root(NamedTuple):
 
 
 def build(records: Iterable[Record], put: Put) -> Root:
-    """The tree of `records`, which are in key order. Raises FormatError if there are none."""
+    """The tree of `records`, which are in key order. Raises FormatError unless the first is the root directory's."""
     return _finish(_Leaves(put).add(records), put)
 
 
@@ -33,7 +33,8 @@ def edit(tree: Tree, load: Load, put: Put, upserts: Iterable[Record], without: b
     """The tree that `tree` becomes when first all at and below the path `without` goes (None: nothing goes), then
     `upserts`, in key order, are added or put in place of what has the same key.
 
-    It is the tree that `build` would make of the same records; pages that stay as they are are neither loaded nor put.
+    It is the tree that `build` would make of the same records. Leaves that stay as they are are neither loaded nor
+    put; inner pages, about one in a thousand, all are.
     """
     gone = _Subtree.of(without)
     leaves = _Leaves(put)
@@ -41,14 +42,15 @@ def edit(tree: Tree, load: Load, put: Put, upserts: Iterable[Record], without: b
 
 
 def _edited(tree: Tree, load: Load, leaves: "_Leaves", upserts: "_Upserts", gone: "_Subtree") -> Iterator[Child]:
-    for child, end in _leaf_children(tree, load):
-        new = upserts.before(end)
-        if end is not None and gone.covers(child.key, end):
+    for child, ref in _leaf_children(tree, load):
+        new = upserts.before(ref.end)
+        last = ref.end == END
+        if not last and gone.covers(ref.key, ref.end):
             yield from leaves.feed(new)
-        elif end is not None and not new and leaves.at_boundary and not gone.touches(child.key, end):
+        elif not last and not new and leaves.at_boundary and not gone.touches(ref.key, ref.end):
             yield child
         else:
-            old = (record for record in load_leaf(load, child.blob).records() if not gone.holds(_key(record)))
+            old = (record for record in load_leaf(load, ref).records() if not gone.holds(_key(record)))
             yield from leaves.feed(_merge(old, new))
     yield from leaves.end()
 
@@ -60,24 +62,16 @@ def _merge(old: Iterable[Record], new: Iterable[Record]) -> Iterator[Record]:
         yield last
 
 
-def _leaf_children(tree: Tree, load: Load) -> Iterator[tuple[Child, Key | None]]:
-    """Each leaf of the tree with the first key behind it; None for the last, which may end before a boundary."""
-    if tree.level == 0:
-        yield Child(b"", b"", tree.root, 1, 0), None
-        return
-    pending: list[tuple[Child, int]] = [(Child(b"", b"", tree.root, 1, 0), tree.level)]
-    last: Child | None = None
+def _leaf_children(tree: Tree, load: Load) -> Iterator[tuple[Child, Ref]]:
+    """Each leaf of the tree. The last one may end before a boundary."""
+    pending = [(Child(b"", b"", tree.root, 1, 0), tree.root_ref)]
     while pending:
-        child, level = pending.pop()
-        if level:
-            inner = load_inner(load, child.blob, level)
-            pending.extend((below, level - 1) for below in reversed(inner.children))
-            continue
-        if last is not None:
-            yield last, child.key
-        last = child
-    if last is not None:
-        yield last, None
+        child, ref = pending.pop()
+        if ref.level:
+            inner = load_inner(load, ref)
+            pending.extend(reversed(list(zip(inner.children, refs_below(inner, ref), strict=True))))
+        else:
+            yield child, ref
 
 
 class _Upserts:
@@ -87,16 +81,12 @@ class _Upserts:
         self._records = iter(records)
         self._next = next(self._records, None)
 
-    def before(self, end: Key | None) -> list[Record]:
+    def before(self, end: Key) -> list[Record]:
         taken = []
-        while self._next is not None and (end is None or _key(self._next) < end):
+        while self._next is not None and _key(self._next) < end:
             taken.append(self._next)
             self._next = next(self._records, None)
         return taken
-
-
-_BEYOND = Key(b"\xff" * (MAX_PATH_BYTES + 1), b"")
-"""Behind every key there can be."""
 
 
 class _Subtree(NamedTuple):
@@ -109,9 +99,9 @@ class _Subtree(NamedTuple):
     @classmethod
     def of(cls, path: bytes | None) -> "_Subtree":
         if path is None:
-            return cls(_BEYOND, _BEYOND, _BEYOND)
+            return cls(END, END, END)
         if not path:
-            return cls(Key(b"", b""), Key(b"", b""), _BEYOND)
+            return cls(START, START, END)
         directory, _, name = path.rpartition(b"/")
         return cls(key_of(directory, name), Key(order(path), b""), Key(order(path) + b"\x01", b""))
 
@@ -132,6 +122,8 @@ class _Leaves:
         self._put = put
         self._cutter = Cutter(0)
         self._records: list[Record] = []
+        self._directory: bytes | None = None
+        self._order = b""
 
     @property
     def at_boundary(self) -> bool:
@@ -144,7 +136,11 @@ class _Leaves:
     def feed(self, records: Iterable[Record]) -> Iterator[Child]:
         for record in records:
             self._records.append(record)
-            if self._cutter.ends_page(order(record.directory), record.entry.name, record_weight(record)):
+            weight = record_weight(record)
+            if record.directory != self._directory:
+                self._directory, self._order = record.directory, order(record.directory)
+                weight += directory_weight(record.directory)
+            if self._cutter.ends_page(self._order, record.entry.name, weight):
                 yield self._leaf()
 
     def end(self) -> Iterator[Child]:
@@ -152,9 +148,10 @@ class _Leaves:
             yield self._leaf()
 
     def _leaf(self) -> Child:
-        records, self._records = self._records, []
+        records, self._records, self._directory = self._records, [], None
         first = records[0]
-        size_bytes = sum(record.entry.size for record in records if record.entry.is_regular)
+        # Only a regular file has a content id.
+        size_bytes = sum([record.entry.size for record in records if record.entry.content_id])
         return Child(first.directory, first.entry.name, self._put(encode_leaf(records)), len(records), size_bytes)
 
 
@@ -179,8 +176,8 @@ def _inner(run: list[Child], level: int, put: Put) -> Child:
 def _finish(leaves: Iterable[Child], put: Put) -> Root:
     """Stack levels of inner pages on the leaves until one page is left."""
     children = list(leaves)
-    if not children:
-        raise FormatError("a tree without records")
+    if not children or children[0].key != START:
+        raise FormatError("a tree without a root directory")
     level = 0
     while len(children) > 1:
         level += 1

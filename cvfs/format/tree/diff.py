@@ -3,17 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cvfs.format.pages import Child, Key, key_of
-from cvfs.format.tree.lookup import Load, Tree, load_inner, load_leaf
+from cvfs.format.pages import Key, key_of
+from cvfs.format.tree.lookup import Load, Ref, Tree, load_inner, load_leaf, refs_below
 from cvfs.model import Record
-
-
-class _Page(NamedTuple):
-    """A page not yet opened. `key` is its first."""
-
-    key: Key
-    level: int
-    child: Child
 
 
 class _Item(NamedTuple):
@@ -29,18 +21,18 @@ def diff(old: Tree, new: Tree, load: Load) -> Iterator[tuple[Record | None, Reco
     left, right = _Cursor(old, load), _Cursor(new, load)
     while left or right:
         a, b = left.head, right.head
-        if isinstance(a, _Page) and isinstance(b, _Page) and a.child.blob == b.child.blob:
+        if isinstance(a, Ref) and isinstance(b, Ref) and a.blob == b.blob:
             left.skip()
             right.skip()
-        elif isinstance(a, _Page) and not _must_wait(a, b):
+        elif isinstance(a, Ref) and not _must_wait(a, b):
             left.open()
-        elif isinstance(b, _Page):
+        elif isinstance(b, Ref):
             right.open()
         else:
             yield from _compare(left, right)
 
 
-def _must_wait(a: _Page, b: "_Page | _Item | None") -> bool:
+def _must_wait(a: Ref, b: "Ref | _Item | None") -> bool:
     """Whether the other side must be brought forward before page `a` is opened, so that equal pages can meet."""
     if b is None:
         return False
@@ -67,14 +59,13 @@ class _Cursor:
 
     def __init__(self, tree: Tree, load: Load) -> None:
         self._load = load
-        root = Child(b"", b"", tree.root, 1, 0)
-        self._stack: list[_Page | _Item] = [_Page(Key(b"", b""), tree.level, root)]
+        self._stack: list[Ref | _Item] = [tree.root_ref]
 
     def __bool__(self) -> bool:
         return bool(self._stack)
 
     @property
-    def head(self) -> _Page | _Item | None:
+    def head(self) -> Ref | _Item | None:
         return self._stack[-1] if self._stack else None
 
     def skip(self) -> None:
@@ -82,11 +73,9 @@ class _Cursor:
 
     def open(self) -> None:
         page = self._stack.pop()
-        assert isinstance(page, _Page)
+        assert isinstance(page, Ref)
         if page.level:
-            inner = load_inner(self._load, page.child.blob, page.level)
-            below = zip(inner.keys, inner.children, strict=True)
-            self._stack.extend(reversed([_Page(key, page.level - 1, child) for key, child in below]))
+            self._stack.extend(reversed(refs_below(load_inner(self._load, page), page)))
         else:
-            records = load_leaf(self._load, page.child.blob).records()
+            records = load_leaf(self._load, page).records()
             self._stack.extend(reversed([_Item(key_of(r.directory, r.entry.name), r) for r in records]))

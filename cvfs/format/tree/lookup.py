@@ -3,9 +3,11 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cvfs.errors import FormatError
 from cvfs.format.pages import Group, Inner, Key, Leaf, Page, key_of
+from cvfs.limits import MAX_PATH_BYTES
 from cvfs.model import BlobRef, Entry, Record, split
 
 Load = Callable[[BlobRef], Page]
@@ -13,6 +15,22 @@ Load = Callable[[BlobRef], Page]
 
 _FIRST_NAME = b"\x01"
 """No name but the root's empty one is before it."""
+
+
+START = Key(b"", b"")
+"""The key of the root directory: the first of every tree."""
+
+END = Key(b"\xff" * (MAX_PATH_BYTES + 1), b"")
+"""Behind every key there can be."""
+
+
+class Ref(NamedTuple):
+    """What is known of a page before it is loaded: its level, its first key, and one behind all of its keys."""
+
+    blob: BlobRef
+    level: int
+    key: Key
+    end: Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +63,10 @@ class Tree:
         self.level = level
         self._load = load
 
+    @property
+    def root_ref(self) -> Ref:
+        return Ref(self.root, self.level, START, END)
+
     def find(self, directory: bytes, name: bytes) -> Found | None:
         """The record of `name` in `directory`, if there is one."""
         key = key_of(directory, name)
@@ -65,7 +87,7 @@ class Tree:
             number, index = leaf.position(key)
             if number < len(leaf.groups):
                 return Found(page, leaf, number, index)
-            if following is None:
+            if following == END:
                 return None
             key = following
 
@@ -79,47 +101,63 @@ class Tree:
         found = self.seek(key)
         return found if found is not None and found.leaf.orders[found.number] == key.order else None
 
-    def records(self, start: Key = Key(b"", b"")) -> Iterator[Record]:
+    def records(self, start: Key = START) -> Iterator[Record]:
         """All records from `start` on, in key order."""
-        key: Key | None = start
-        while key is not None:
+        key = start
+        while key != END:
             _, leaf, following = self._descend(key)
             yield from leaf.records(leaf.position(key))
             key = following
 
     def pages(self) -> Iterator[BlobRef]:
         """Every page of the tree, parents first; leaves are not loaded. Location pages are not among them."""
-        pending = [(self.root, self.level)]
+        pending = [self.root_ref]
         while pending:
-            ref, level = pending.pop()
-            yield ref
-            if level:
-                inner = load_inner(self._load, ref, level)
-                pending.extend((child.blob, level - 1) for child in reversed(inner.children))
+            ref = pending.pop()
+            yield ref.blob
+            if ref.level:
+                pending.extend(reversed(refs_below(load_inner(self._load, ref), ref)))
 
-    def _descend(self, key: Key) -> tuple[BlobRef, Leaf, Key | None]:
-        """The leaf whose range holds `key`, and the first key behind that range."""
-        ref, following, first = self.root, None, None
-        for level in range(self.level, 0, -1):
-            inner = load_inner(self._load, ref, level, first)
-            number = max(bisect_right(inner.keys, key) - 1, 0)
-            if number + 1 < len(inner.keys):
-                following = inner.keys[number + 1]
-            ref, first = inner.children[number].blob, inner.keys[number]
-        return ref, load_leaf(self._load, ref, first), following
+    def _descend(self, key: Key) -> tuple[BlobRef, Leaf, Key]:
+        """The leaf whose range holds `key`, and the end of that range."""
+        ref = self.root_ref
+        while ref.level:
+            inner = load_inner(self._load, ref)
+            ref = _ref_below(inner, ref, bisect_right(inner.keys, key) - 1)
+        return ref.blob, load_leaf(self._load, ref), ref.end
 
 
-def load_inner(load: Load, ref: BlobRef, level: int, first: Key | None = None) -> Inner:
-    """The inner page `ref`. Raises FormatError if it is none of that level, or does not begin with key `first`."""
-    page = load(ref)
-    if not isinstance(page, Inner) or page.level != level or (first is not None and page.keys[0] != first):
-        raise FormatError(f"page {ref.id.hex()} is not what its parent says")
+def load_inner(load: Load, ref: Ref) -> Inner:
+    """The inner page `ref`. Raises FormatError if it is none of that level, or its keys are not in that range."""
+    page = load(ref.blob)
+    if not isinstance(page, Inner) or page.level != ref.level:
+        raise FormatError(f"page {ref.blob.id.hex()} is not what its parent says")
+    _check_range(page, ref)
     return page
 
 
-def load_leaf(load: Load, ref: BlobRef, first: Key | None = None) -> Leaf:
-    """The leaf `ref`. Raises FormatError if it is none, or does not begin with key `first`."""
-    page = load(ref)
-    if not isinstance(page, Leaf) or (first is not None and page.first_key != first):
-        raise FormatError(f"page {ref.id.hex()} is not what its parent says")
+def load_leaf(load: Load, ref: Ref) -> Leaf:
+    """The leaf `ref`. Raises FormatError if it is none, or its keys are not in that range."""
+    page = load(ref.blob)
+    if not isinstance(page, Leaf):
+        raise FormatError(f"page {ref.blob.id.hex()} is not what its parent says")
+    _check_range(page, ref)
     return page
+
+
+def refs_below(inner: Inner, ref: Ref) -> list[Ref]:
+    """The children of `inner`, which is the page `ref`."""
+    return [_ref_below(inner, ref, number) for number in range(len(inner.children))]
+
+
+def _ref_below(inner: Inner, ref: Ref, number: int) -> Ref:
+    keys = inner.keys
+    end = keys[number + 1] if number + 1 < len(keys) else ref.end
+    return Ref(inner.children[number].blob, ref.level - 1, keys[number], end)
+
+
+def _check_range(page: Inner | Leaf, ref: Ref) -> None:
+    """Each key must stand where a lookup goes to find it, and each page in one place only: otherwise a listing could
+    contradict a lookup, and a few pages that name each other could make a tree without end."""
+    if page.first_key != ref.key or not page.last_key < ref.end:
+        raise FormatError(f"the keys of page {ref.blob.id.hex()} are not those that its parent says")
