@@ -5,31 +5,25 @@ helper `fusermount3`. Nothing here asks the mounted file system anything, so not
 Every function blocks for the moment of a system call or a helper; a MountError says in one line what to do.
 """
 
-import contextlib
 import ctypes
 import errno
 import fcntl
 import os
-import shutil
-import socket
 import stat
 import struct
-import subprocess
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from cvfs.errors import MountError
+from cvfs.fuse.helper import mount_with_helper, unmount_with_helper
 from cvfs.fuse.mountinfo import MountInfo, find_mount
 from cvfs.fuse.protocol.codes import DEV_IOC_CLONE
 
 DEVICE: Final = "/dev/fuse"
 SUBTYPE: Final = "cvfs"
 OLDEST_RELEASE: Final = (5, 4)
-HELPER: Final = "fusermount3"
-HELPER_DEADLINE_S: Final = 30.0
-"""A guess. The helper asks the kernel alone, and a hung file system above the mount point is all it could wait for."""
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
@@ -80,7 +74,7 @@ def mount(directory: Path, options: MountOptions) -> int:
     check_mount_point(directory)
     if can_mount_directly():
         return mount_directly(directory, options)
-    return mount_with_helper(directory, options)
+    return mount_through_helper(directory, options)
 
 
 def check_mount_point(directory: Path) -> None:
@@ -137,24 +131,11 @@ def mount_directly(directory: Path, options: MountOptions) -> int:
     return descriptor
 
 
-def mount_with_helper(directory: Path, options: MountOptions) -> int:
-    """fusermount3, which opens /dev/fuse as root, mounts, and sends the descriptor through a socket."""
-    if not shutil.which(HELPER):
-        raise MountError(f"cannot mount on {directory}: not root, and no {HELPER}; install fuse3, or use unshare -Urm")
-    escaped = options.source.replace("\\", "\\\\").replace(",", "\\,")
-    settings = ",".join((f"ro,fsname={escaped},subtype={SUBTYPE}", *_common_settings(options)))
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with ours:
-        with theirs:
-            helper = _start_helper(["-o", settings, "--", os.fspath(directory)], theirs)
-        ours.settimeout(HELPER_DEADLINE_S)
-        descriptor = _receive_descriptor(ours)
-        problem = _finish_helper(helper)
-    if descriptor is None or problem:
-        if descriptor is not None:
-            os.close(descriptor)
-        raise MountError(f"cannot mount on {directory}: {problem or f'{HELPER} sent no descriptor'}")
-    return descriptor
+def mount_through_helper(directory: Path, options: MountOptions) -> int:
+    """fusermount3, which opens /dev/fuse and mounts; the descriptor. Always nosuid and nodev."""
+    source = options.source.replace("\\", "\\\\").replace(",", "\\,")
+    settings = (f"ro,fsname={source},subtype={SUBTYPE}", *_common_settings(options))
+    return mount_with_helper(directory, ",".join(settings))
 
 
 def unmount(directory: Path, *, lazy: bool = False) -> None:
@@ -164,7 +145,7 @@ def unmount(directory: Path, *, lazy: bool = False) -> None:
     if can_mount_directly():
         _unmount_directly(directory, lazy)
     else:
-        _unmount_with_helper(directory, lazy)
+        unmount_with_helper(directory, lazy=lazy)
 
 
 def set_read_ahead(directory: Path, size_kib: int) -> bool:
@@ -192,58 +173,9 @@ def _common_settings(options: MountOptions) -> tuple[str, ...]:
     return ("default_permissions", "allow_other") if options.allow_other else ("default_permissions",)
 
 
-def _start_helper(arguments: list[str], channel: socket.socket) -> subprocess.Popen[bytes]:
-    """fusermount3 with the other end of `channel` for the descriptor."""
-    environment = os.environ | {"_FUSE_COMMFD": str(channel.fileno()), "LC_ALL": "C"}
-    return subprocess.Popen(
-        [HELPER, *arguments],
-        env=environment,
-        pass_fds=(channel.fileno(),),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def _receive_descriptor(channel: socket.socket) -> int | None:
-    """What the helper sends with SCM_RIGHTS; None if it ended, or fell silent, without."""
-    with contextlib.suppress(OSError):
-        _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
-        for descriptor in descriptors:
-            os.set_inheritable(descriptor, False)
-            return descriptor
-    return None
-
-
-def _finish_helper(helper: subprocess.Popen[bytes]) -> str:
-    """What the helper complained of, in one line; nothing if it succeeded."""
-    try:
-        _, complaint = helper.communicate(timeout=HELPER_DEADLINE_S)
-    except subprocess.TimeoutExpired:
-        helper.kill()
-        helper.communicate()
-        return f"{HELPER} did not end within {HELPER_DEADLINE_S:g} s"
-    if helper.returncode == 0:
-        return ""
-    lines = complaint.decode(errors="replace").split("\n")
-    return next((line for line in lines if line), f"{HELPER} failed with status {helper.returncode}")
-
-
 def _unmount_directly(directory: Path, lazy: bool) -> None:
     if _libc.umount2(os.fsencode(directory), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)):
         raise MountError(_line(f"cannot unmount {directory}", ctypes.get_errno(), _UNMOUNT_REMEDIES))
-
-
-def _unmount_with_helper(directory: Path, lazy: bool) -> None:
-    if not shutil.which(HELPER):
-        raise MountError(f"cannot unmount {directory}: not root, and no {HELPER}; install fuse3")
-    arguments = ["-u", "-z", "--"] if lazy else ["-u", "--"]
-    helper = subprocess.Popen(
-        [HELPER, *arguments, os.fspath(directory)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    problem = _finish_helper(helper)
-    if problem:
-        raise MountError(f"cannot unmount {directory}: {problem}")
 
 
 def _occupied(directory: Path, mounted: MountInfo) -> str:

@@ -9,8 +9,8 @@ import stat
 from dataclasses import dataclass, field
 
 from cvfs.fuse.protocol import codes, negotiation, replies, requests
+from cvfs.fuse.protocol.bodies import Request
 from cvfs.fuse.protocol.codes import Opcode
-from cvfs.fuse.protocol.requests import Request
 
 VALIDITY = replies.encode_validity(86400.5, 3600)
 PATTERN = bytes(range(256))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvfs.errors import FormatError
-from cvfs.fuse.protocol import codes, requests
+from cvfs.fuse.protocol import bodies, codes, requests
 from cvfs.fuse.protocol.codes import Opcode
 from tests.fuse import kernel_side as kernel
 
@@ -18,31 +18,31 @@ TOP32, TOP64 = 2**32 - 1, 2**64 - 1
 WHOLE = {
     "lookup": (kernel.lookup(b"\xff name"), b"\xff name"),
     "lookup, as long as can be": (kernel.lookup(b"n" * 4095), b"n" * 4095),
-    "getattr": (kernel.getattr_(1, TOP64), requests.Getattr(1, TOP64)),
+    "getattr": (kernel.getattr_(1, TOP64), bodies.Getattr(1, TOP64)),
     "readlink": (kernel.request(Opcode.READLINK), None),
-    "open": (kernel.open_(0o100000, 1), requests.Open(0o100000, 1)),
-    "opendir": (kernel.open_(0o200000, 0, Opcode.OPENDIR), requests.Open(0o200000, 0)),
-    "read": (kernel.read(TOP64, 2**63 - 1, TOP32, 7), requests.Read(TOP64, 2**63 - 1, TOP32, 7)),
-    "readdir": (kernel.read(1, 2, 3, 4, Opcode.READDIR), requests.Read(1, 2, 3, 4)),
-    "readdirplus": (kernel.read(1, 2, 3, 4, Opcode.READDIRPLUS), requests.Read(1, 2, 3, 4)),
+    "open": (kernel.open_(0o100000, 1), bodies.Open(0o100000, 1)),
+    "opendir": (kernel.open_(0o200000, 0, Opcode.OPENDIR), bodies.Open(0o200000, 0)),
+    "read": (kernel.read(TOP64, 2**63 - 1, TOP32, 7), bodies.Read(TOP64, 2**63 - 1, TOP32, 7)),
+    "readdir": (kernel.read(1, 2, 3, 4, Opcode.READDIR), bodies.Read(1, 2, 3, 4)),
+    "readdirplus": (kernel.read(1, 2, 3, 4, Opcode.READDIRPLUS), bodies.Read(1, 2, 3, 4)),
     "statfs": (kernel.request(Opcode.STATFS), None),
-    "release": (kernel.release(1, 2, 3, 4), requests.Release(1, 2, 3, 4)),
-    "releasedir": (kernel.release(1, 2, 3, 4, Opcode.RELEASEDIR), requests.Release(1, 2, 3, 4)),
-    "flush": (kernel.flush(5, 6), requests.Flush(5, 6)),
-    "fsync": (kernel.fsync(5, 1), requests.Fsync(5, 1)),
-    "fsyncdir": (kernel.fsync(5, 0, Opcode.FSYNCDIR), requests.Fsync(5, 0)),
+    "release": (kernel.release(1, 2, 3, 4), bodies.Release(1, 2, 3, 4)),
+    "releasedir": (kernel.release(1, 2, 3, 4, Opcode.RELEASEDIR), bodies.Release(1, 2, 3, 4)),
+    "flush": (kernel.flush(5, 6), bodies.Flush(5, 6)),
+    "fsync": (kernel.fsync(5, 1), bodies.Fsync(5, 1)),
+    "fsyncdir": (kernel.fsync(5, 0, Opcode.FSYNCDIR), bodies.Fsync(5, 0)),
     "access": (kernel.access(4), 4),
-    "getxattr": (kernel.getxattr(b"user.x", 100), requests.Getxattr(b"user.x", 100)),
+    "getxattr": (kernel.getxattr(b"user.x", 100), bodies.Getxattr(b"user.x", 100)),
     "listxattr": (kernel.listxattr(0), 0),
     "interrupt": (kernel.interrupt(TOP64), TOP64),
     "forget": (kernel.forget(9), 9),
-    "batch forget": (kernel.batch_forget([(1, 2), (TOP64, 3)]), (requests.Forget(1, 2), requests.Forget(TOP64, 3))),
+    "batch forget": (kernel.batch_forget([(1, 2), (TOP64, 3)]), (bodies.Forget(1, 2), bodies.Forget(TOP64, 3))),
     "batch forget of nothing": (kernel.batch_forget([]), ()),
     "destroy": (kernel.request(Opcode.DESTROY), None),
-    "lseek": (kernel.lseek(1, 4096, 4), requests.Lseek(1, 4096, 4)),
-    "lseek below 0": (kernel.lseek(1, -5, 3), requests.Lseek(1, -5, 3)),
-    "statx": (kernel.statx(1, 2, 3, 4), requests.Statx(1, 2, 3, 4)),
-    "ioctl": (kernel.ioctl(10, 11, 12, b"in"), requests.Ioctl(7, 0, 10, 11, 12, b"in")),
+    "lseek": (kernel.lseek(1, 4096, 4), bodies.Lseek(1, 4096, 4)),
+    "lseek below 0": (kernel.lseek(1, -5, 3), bodies.Lseek(1, -5, 3)),
+    "statx": (kernel.statx(1, 2, 3, 4), bodies.Statx(1, 2, 3, 4)),
+    "ioctl": (kernel.ioctl(10, 11, 12, b"in"), bodies.Ioctl(7, 0, 10, 11, 12, b"in")),
 }
 whole = pytest.mark.parametrize(("data", "value"), WHOLE.values(), ids=WHOLE.keys())
 
@@ -92,7 +92,7 @@ def test_every_message_of_a_read_only_file_system_has_a_decoder() -> None:
 
 def test_header() -> None:
     data = kernel.request(99, b"body", unique=codes.RESENT_BIT | 6, node=TOP64)
-    assert requests.decode_request(data) == requests.Request(99, codes.RESENT_BIT | 6, TOP64, 1000, 1001, 4711, data)
+    assert requests.decode_request(data) == bodies.Request(99, codes.RESENT_BIT | 6, TOP64, 1000, 1001, 4711, data)
 
 
 def test_request_is_frozen() -> None:
@@ -148,12 +148,12 @@ def test_a_size_of_an_ioctl_is_not_trusted() -> None:
 
 @given(U64, st.integers(0, 2**63 - 1), U32, U32)
 def test_read_keeps_every_number(handle: int, offset: int, size: int, flags: int) -> None:
-    assert decode(kernel.read(handle, offset, size, flags)) == requests.Read(handle, offset, size, flags)
+    assert decode(kernel.read(handle, offset, size, flags)) == bodies.Read(handle, offset, size, flags)
 
 
 @given(st.lists(st.tuples(U64, U64), max_size=50))
 def test_batch_forget_keeps_every_number(ones: list[tuple[int, int]]) -> None:
-    assert decode(kernel.batch_forget(ones)) == tuple(requests.Forget(*one) for one in ones)
+    assert decode(kernel.batch_forget(ones)) == tuple(bodies.Forget(*one) for one in ones)
 
 
 @given(st.binary(min_size=1, max_size=300).filter(lambda name: b"\0" not in name))
