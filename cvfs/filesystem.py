@@ -1,0 +1,210 @@
+"""The file system core: inodes, names, attributes and bytes, for any engine and for none. It knows nothing of FUSE.
+
+Every question has a `nowait` form, which answers from memory or raises PageMissing; `bring` waits for its answer.
+"""
+
+import errno
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from cvfs.cache.memory import Memory
+from cvfs.errors import PathError, StaleInodeError
+from cvfs.file import File
+from cvfs.format.locations import WireContent
+from cvfs.format.tree.lookup import Found
+from cvfs.inodes import ROOT_INODE
+from cvfs.model import Entry, join
+from cvfs.repository import Repository
+
+T = TypeVar("T")
+
+BLOCK_BYTES = 4096
+DIRECTORY_BYTES = 4096
+"""What stat(2) says of a directory's size: one block, as on ext4."""
+
+_DIRECTORIES = 16_384
+_FILES = 1024
+_RUNS = 4096
+_DOTS = 2
+_RUN_BITS = 32
+
+
+class Node(NamedTuple):
+    """An inode: what stat(2) needs beside the entry. `blocks` are of 512 bytes and count what is stored, not holes."""
+
+    inode: int
+    entry: Entry
+    size: int
+    blocks: int
+
+
+class Item(NamedTuple):
+    """One line of a listing; `cookie` continues the listing behind it."""
+
+    name: bytes
+    node: Node
+    cookie: int
+
+
+class Space(NamedTuple):
+    """The size of a repository: bytes of its regular files, and number of its entries."""
+
+    size_bytes: int
+    entries: int
+
+
+class FileSystem:
+    """A repository as the kernel wants to see it: everything by inode number; `ROOT_INODE` is its root.
+
+    Errors: PathError (also StaleInodeError) for the caller; what Fetcher raises where bytes cannot be had.
+    """
+
+    def __init__(self, repository: Repository) -> None:
+        self.repository = repository
+        self._directories: Memory[int, bytes] = Memory(_DIRECTORIES)
+        self._files: Memory[int, File] = Memory(_FILES)
+        self._runs: Memory[tuple[int, int], bytes] = Memory(_RUNS)
+
+    async def bring(self, question: Callable[[], T]) -> T:
+        """The answer to a `nowait` question, however long it takes (no longer than the fetcher's deadline)."""
+        return await self.repository.bring(question)
+
+    def lookup_nowait(self, parent: int, name: bytes) -> Node:
+        """The inode that directory `parent` lists as `name`. Raises PathError: ENOENT, ENOTDIR, ENAMETOOLONG."""
+        if len(name) > 255:
+            raise PathError(errno.ENAMETOOLONG)
+        return self._node(self.repository.find_nowait(join(self._directory_nowait(parent), name)))
+
+    def getattr_nowait(self, inode: int) -> Node:
+        """The inode itself; of a directory, as the current revision has it."""
+        if inode != ROOT_INODE:
+            found = self._found_nowait(inode)
+            if not found.entry.is_directory:
+                return self._node_numbered(inode, found)
+        path = self._directory_nowait(inode)
+        return self._node_numbered(inode, self.repository.find_nowait(path))
+
+    def listing_nowait(self, inode: int, cookie: int = 0) -> list[Item]:
+        """The next lines of a directory's listing behind `cookie` (0: from the start); empty at the end.
+
+        A cookie is (run << 32 | place): run number of the listing, and place in the run's page. It means the same in
+        every process as long as the revision is the same.
+        """
+        path = self._directory_nowait(inode)
+        if cookie < _DOTS:
+            return self._dots(inode, path)[cookie:]
+        run, place = cookie >> _RUN_BITS, (cookie & (1 << _RUN_BITS) - 1) - _DOTS
+        items = self._run(path, self._run_nowait(inode, path, run), run, place)
+        if items or self._run_nowait(inode, path, run) is None:
+            return items
+        return self._run(path, self._run_nowait(inode, path, run + 1), run + 1, 0)
+
+    def readlink_nowait(self, inode: int) -> bytes:
+        """The target of a symbolic link. Raises PathError EINVAL if it is none."""
+        entry = self._found_nowait(inode).entry
+        if not entry.is_symlink:
+            raise PathError(errno.EINVAL)
+        return entry.target
+
+    def xattrs_nowait(self, inode: int) -> tuple[tuple[bytes, bytes], ...]:
+        """The extended attributes of an inode: (name, value), by name."""
+        return self.getattr_nowait(inode).entry.xattrs
+
+    def file_nowait(self, inode: int) -> File:
+        """The content of a regular file. Raises PathError EISDIR or EINVAL if it is none."""
+        file = self._files.get(inode)
+        if file is None:
+            found = self._found_nowait(inode)
+            if not found.entry.is_regular:
+                raise PathError(errno.EISDIR if found.entry.is_directory else errno.EINVAL)
+            file = File(found, self.repository.fetcher)
+            self._files.put(inode, file, 1)
+        return file
+
+    async def read(self, inode: int, offset: int, length: int) -> bytes | memoryview:
+        """Bytes of a regular file; fewer than `length` only at its end."""
+        file = await self.bring(lambda: self.file_nowait(inode))
+        return await file.read(offset, length)
+
+    def space(self) -> Space:
+        summary = self.repository.manifest.summary
+        return Space(summary.size_bytes, summary.entries)
+
+    def _found_nowait(self, inode: int) -> Found:
+        """The record that has a number. The index is only a hint: the record itself says what its number is.
+
+        Raises StaleInodeError: no page taken in explains the number.
+        """
+        if inode == ROOT_INODE:
+            return self.repository.find_nowait(b"")
+        place = self.repository.fetcher.place_of(inode)
+        found = None if place is None else self.repository.located_nowait(place)
+        if found is None or self.repository.inode_of(found.group.directory, found.entry) != inode:
+            raise StaleInodeError(inode)
+        return found
+
+    def _directory_nowait(self, inode: int) -> bytes:
+        """The path of a directory. Raises PathError ENOTDIR if the inode is none."""
+        if inode == ROOT_INODE:
+            return b""
+        path = self._directories.get(inode)
+        if path is None:
+            record = self._found_nowait(inode).record
+            if not record.entry.is_directory:
+                raise PathError(errno.ENOTDIR)
+            path = record.path
+            self._directories.put(inode, path, 1)
+        return path
+
+    def _node(self, found: Found) -> Node:
+        directory, entry = found.group.directory, found.entry
+        if not entry.name:
+            return self._node_numbered(ROOT_INODE, found)
+        return self._node_numbered(self.repository.inode_of(directory, entry), found)
+
+    def _node_numbered(self, inode: int, found: Found) -> Node:
+        return make_node(inode, found.entry, found.group.contents[found.index])
+
+    def _dots(self, inode: int, path: bytes) -> list[Item]:
+        """The two lines that POSIX has at the start of every listing."""
+        above = self._node(self.repository.find_nowait(path.rpartition(b"/")[0]))
+        return [Item(b".", self.getattr_nowait(inode), 1), Item(b"..", above, _DOTS)]
+
+    def _run_nowait(self, inode: int, path: bytes, run: int) -> Found | None:
+        """Run number `run` of a listing, its entries in one page. Which name it begins behind is remembered."""
+        if run == 0:
+            return self.repository.listing_nowait(path)
+        after = self._runs.get((inode, run))
+        if after is None:
+            before = self._run_nowait(inode, path, run - 1)
+            if before is None:
+                return None
+            after = before.group.names[-1]
+            self._runs.put((inode, run), after, 1)
+        return self.repository.listing_nowait(path, after)
+
+    def _run(self, path: bytes, found: Found | None, run: int, place: int) -> list[Item]:
+        if found is None:
+            return []
+        group, inode_of = found.group, self.repository.inode_of
+        items = []
+        for index in range(max(place, found.index), len(group.entries)):
+            entry = group.entries[index]
+            node = make_node(inode_of(path, entry), entry, group.contents[index])
+            items.append(Item(entry.name, node, run << _RUN_BITS | index + 1 + _DOTS))
+        return items
+
+
+def make_node(inode: int, entry: Entry, content: WireContent | None) -> Node:
+    if entry.is_directory:
+        return Node(inode, entry, DIRECTORY_BYTES, DIRECTORY_BYTES // 512)
+    return Node(inode, entry, entry.size, _stored_bytes(entry, content) + 511 >> 9)
+
+
+def _stored_bytes(entry: Entry, content: WireContent | None) -> int:
+    """The bytes of a file that are not in a hole; of a file of very many chunks, its size."""
+    if content is None:
+        return 0
+    if content.location_pages:
+        return entry.size
+    return sum(location.length for location in content.locations)

@@ -1,0 +1,88 @@
+"""Pieces: what a pack is made of, as far as a leaf knows. Each is verified by an id of its own before it is used.
+
+That the pack's hash was right proves only that a publisher wrote it. The cache is shared by repositories whose
+publishers need not trust each other, so what is kept under a content id must have it.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from cvfs.cache import Cache
+from cvfs.cache.large import recipe_of
+from cvfs.errors import IntegrityError
+from cvfs.format.blob import digest
+from cvfs.format.locations import resolve
+from cvfs.format.pages import Leaf
+from cvfs.model import BlobRef, Content, Digest, Entry, Location
+
+
+class Piece(NamedTuple):
+    """A whole small object, or one chunk of a large one: `location.length` bytes whose BLAKE3 is `id`.
+
+    `recipe` and `size` are those of the large object that the chunk belongs to; None and the length otherwise.
+    """
+
+    id: Digest
+    location: Location
+    recipe: Digest | None
+    size: int
+
+
+def pieces_of(entry: Entry, content: Content) -> Iterator[Piece]:
+    """The pieces of one object, but for those that location pages name."""
+    recipe = None
+    for location in content.locations:
+        if not location.chunk_id:
+            yield Piece(Digest(entry.content_id), location, None, entry.size)
+            continue
+        recipe = recipe or recipe_of(entry, content)
+        yield Piece(Digest(location.chunk_id), location, recipe, entry.size)
+
+
+def pieces_in_pack(leaf: Leaf, pack: BlobRef) -> list[Piece]:
+    """All pieces that the records of `leaf` have in `pack`."""
+    number = leaf.packs.index(pack)
+    found = []
+    for group in leaf.groups:
+        for entry, wire in zip(group.entries, group.contents, strict=True):
+            if wire is not None and any(location.pack == number for location in wire.locations):
+                found += [piece for piece in pieces_of(entry, resolve(wire, leaf.packs)) if piece.location.pack == pack]
+    return found
+
+
+def cut(piece: Piece, plain: bytes | memoryview) -> memoryview:
+    """The piece out of the plain bytes of its pack. Raises IntegrityError unless it is what its id names."""
+    at = piece.location
+    data = memoryview(plain)[at.pack_offset : at.pack_offset + at.length]
+    got = digest(data)
+    if got != piece.id:
+        raise IntegrityError(piece.id.hex(), got.hex(), f"pack {at.pack.id.hex()}")
+    return data
+
+
+def load(cache: Cache, piece: Piece) -> bytes | None:
+    """The piece from the cache, verified; None if it is not there. Raises CacheError."""
+    if piece.recipe is None:
+        return cache.objects.load(piece.id, piece.size)
+    return cache.large.load(piece.recipe, piece.location)
+
+
+def store(cache: Cache, pieces: Iterable[Piece], plain: bytes) -> list[IntegrityError]:
+    """Put the pieces of one pack into the cache; returns what was wrong with those that were left out.
+
+    Raises CacheError: the disk failed; the pieces before that are stored.
+    """
+    wrong = []
+    for piece in pieces:
+        try:
+            _store(cache, piece, plain)
+        except IntegrityError as error:
+            wrong.append(error)
+    return wrong
+
+
+def _store(cache: Cache, piece: Piece, plain: bytes) -> None:
+    if piece.recipe is not None:
+        cache.large.store(piece.recipe, piece.size, piece.location, cut(piece, plain))
+    elif piece.id not in cache.objects:
+        cache.objects.store(piece.id, cut(piece, plain))

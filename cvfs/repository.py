@@ -1,0 +1,82 @@
+"""One repository at one revision: paths to records, pages brought when they are needed.
+
+Methods named `x_nowait` answer from memory and raise PageMissing for the page that they lack; `bring` turns such a
+question into one that waits.
+"""
+
+import errno
+from collections.abc import Callable
+from typing import TypeVar
+
+from cvfs.cache.index import Place
+from cvfs.errors import PathError
+from cvfs.fetcher import Fetcher, PageMissing
+from cvfs.format.pages import Leaf, Page
+from cvfs.format.tree import Tree
+from cvfs.format.tree.lookup import Found
+from cvfs.inodes import Numbering
+from cvfs.model import BlobRef, Entry, Manifest, split
+
+T = TypeVar("T")
+
+
+class Repository:
+    """The tree of `manifest`, read through `fetcher`."""
+
+    def __init__(self, manifest: Manifest, numbering: Numbering, fetcher: Fetcher) -> None:
+        self.manifest = manifest
+        self.numbering = numbering
+        self.fetcher = fetcher
+        self._tree = Tree(manifest.root, manifest.level, fetcher.page_nowait)
+
+    async def bring(self, question: Callable[[], T]) -> T:
+        """The answer to a `nowait` question, with every page brought that it turns out to need.
+
+        Raises what the question raises, and what Fetcher.page does. Not a checkpoint if the answer was in memory.
+        """
+        while True:
+            try:
+                return question()
+            except PageMissing as missing:
+                await self.fetcher.page(missing.ref)
+
+    def find_nowait(self, path: bytes) -> Found:
+        """The record of `path`, which is relative to the root. Raises PathError ENOENT or ENOTDIR."""
+        found = self._tree.find_path(path)
+        if found is None:
+            raise PathError(self._why_not(path), path)
+        return found
+
+    def listing_nowait(self, directory: bytes, after: bytes = b"") -> Found | None:
+        """The next run of a directory's listing, see `Tree.listing`."""
+        return self._tree.listing(directory, after)
+
+    def located_nowait(self, place: Place) -> Found:
+        """The record at a place that the inode index gave."""
+        leaf = self.leaf_nowait(place.page)
+        position = place.position
+        for number, group in enumerate(leaf.groups):
+            if position < len(group.entries):
+                return Found(place.page, leaf, number, position)
+            position -= len(group.entries)
+        raise PathError(errno.ESTALE)
+
+    def leaf_nowait(self, ref: BlobRef) -> Leaf:
+        page: Page = self.fetcher.page_nowait(ref)
+        if not isinstance(page, Leaf):
+            raise PathError(errno.ESTALE)
+        return page
+
+    def inode_of(self, directory: bytes, entry: Entry) -> int:
+        """The inode number of what is listed in `directory` as `entry`."""
+        return self.fetcher.resolve(self.numbering.entry(directory, entry))
+
+    def _why_not(self, path: bytes) -> int:
+        """ENOTDIR if some directory on the way to `path` is something else, else ENOENT."""
+        directory, _ = split(path)
+        while directory:
+            found = self._tree.find_path(directory)
+            if found is not None:
+                return errno.ENOENT if found.entry.is_directory else errno.ENOTDIR
+            directory, _ = split(directory)
+        return errno.ENOENT
