@@ -198,6 +198,8 @@ def _open_store(directory: str | os.PathLike[str]) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if port not in range(1 << 16):  # getaddrinfo would take it modulo 65536
+        raise ConfigError(f"cannot listen on port {port}: there is no such port")
     try:
         (family, _, _, _, address), *_ = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -205,7 +207,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server(
             address[:2], family=family, backlog=_BACKLOG, dualstack_ipv6=family == socket.AF_INET6 and host == "::"
         )
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigError(f"cannot listen on {host or '*'} port {port}: {_describe(error)}") from error
 
 

@@ -1,0 +1,725 @@
+"""cvfs.transport against real sockets: what arrives, what is refused, and that nothing can hold a caller up."""
+
+import contextlib
+import datetime
+import ipaddress
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cvfs.errors import (
+    ConfigError,
+    IntegrityError,
+    StatusError,
+    TooLargeError,
+    TooSlowError,
+    TruncatedError,
+    UnreachableError,
+)
+from cvfs.transport import Response, Transport, check_base_url, check_url
+from cvfs.transport.url import find_redirect, same_origin
+from tests import servers
+from tests.servers import FaultyServer
+
+BODY = os.urandom(300_000)  # more than one block
+SLACK_S = 0.5  # what a busy machine may add to a deadline
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[FaultyServer]:
+    (tmp_path / "blob").write_bytes(BODY)
+    (tmp_path / "empty").write_bytes(b"")
+    with FaultyServer(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def transport() -> Iterator[Transport]:
+    made = make_transport()
+    yield made
+    made.close()
+
+
+def make_transport(**options: Any) -> Transport:
+    return Transport(user_agent="cvfs-test", **{"proxies": {}, **options})
+
+
+def get(transport: Transport, url: str, **options: Any) -> Response:
+    wanted = {"max_bytes": 1_000_000, "deadline_s": 10.0, **options}
+    return trio.run(partial(transport.get, url, **wanted))
+
+
+def elapsed_s(action: Callable[[], object]) -> float:
+    started = time.monotonic()
+    action()
+    return time.monotonic() - started
+
+
+async def wait_until_idle(transport: Transport) -> None:
+    with trio.fail_after(3):
+        while transport.statistics().active:  # noqa: ASYNC110
+            await trio.sleep(0.005)
+
+
+# What arrives
+
+
+@pytest.mark.parametrize("fault", [servers.behave, servers.chunked(), servers.unannounced], ids=str)
+def test_body_arrives_whole_however_it_is_framed(server: FaultyServer, transport: Transport, fault: Any) -> None:
+    server.misbehave(fault)
+    assert get(transport, f"{server.url}/blob").data == BODY
+    assert get(transport, f"{server.url}/blob", max_bytes=len(BODY)).data == BODY
+    assert get(transport, f"{server.url}/blob", exact_bytes=len(BODY)).data == BODY
+
+
+def test_empty_body(server: FaultyServer, transport: Transport) -> None:
+    assert get(transport, f"{server.url}/empty").data == b""
+    assert get(transport, f"{server.url}/empty", max_bytes=0, exact_bytes=0).data == b""
+
+
+def test_request_asks_for_identity_and_says_who_asks(server: FaultyServer, transport: Transport) -> None:
+    get(transport, f"{server.url}/blob")
+    headers = server.seen[0].headers
+    assert headers["accept-encoding"] == "identity"
+    assert headers["user-agent"] == "cvfs-test"
+    assert "cache-control" not in headers
+    get(transport, f"{server.url}/blob", fresh=True)
+    assert server.seen[1].headers["cache-control"] == "no-cache"
+
+
+def test_encoded_body_is_not_mistaken_for_the_stored_bytes(server: FaultyServer, transport: Transport) -> None:
+    server.misbehave(servers.status("200 OK", "Content-Encoding: gzip\r\n", b"zipped"))
+    with pytest.raises(IntegrityError, match="gzip"):
+        get(transport, f"{server.url}/blob")
+
+
+def test_etag_saves_the_body(server: FaultyServer, transport: Transport) -> None:
+    first = get(transport, f"{server.url}/blob")
+    assert (first.etag, first.not_modified) == (f'"{len(BODY)}"', False)
+    second = get(transport, f"{server.url}/blob", etag=first.etag)
+    assert (second.data, second.etag, second.not_modified) == (b"", first.etag, True)
+    assert get(transport, f"{server.url}/blob", etag='"other"').data == BODY
+    assert server.connections == 1
+
+
+def test_answer_304_to_an_unconditional_request_is_an_error(server: FaultyServer, transport: Transport) -> None:
+    server.misbehave(servers.status("304 Not Modified"))
+    with pytest.raises(StatusError, match="304"):
+        get(transport, f"{server.url}/blob")
+
+
+@pytest.mark.parametrize("etag", ["unquoted", '"a\\"b"x', '"' + "a" * 300 + '"', '"\xff"'])
+def test_etag_that_could_not_be_sent_back_is_ignored(server: FaultyServer, transport: Transport, etag: str) -> None:
+    extra = f"ETag: {etag}\r\n"
+    server.misbehave(
+        lambda exchange: exchange.send(f"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{extra}\r\n".encode("latin-1"))
+    )
+    assert get(transport, f"{server.url}/blob").etag is None
+
+
+def test_connections_are_kept_alive(server: FaultyServer, transport: Transport) -> None:
+    for _ in range(5):
+        get(transport, f"{server.url}/blob")
+    assert server.connections == 1
+
+
+def test_many_at_once_use_no_more_connections_than_allowed(server: FaultyServer) -> None:
+    transport = make_transport(limit=3)
+
+    async def fetch_all() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(partial(transport.get, f"{server.url}/blob", max_bytes=len(BODY), deadline_s=10))
+
+    trio.run(fetch_all)
+    assert server.requests["/blob"] == 20
+    assert server.connections <= 3
+    transport.close()
+
+
+def test_ipv6(tmp_path: Path, transport: Transport) -> None:
+    (tmp_path / "blob").write_bytes(b"six")
+    with FaultyServer(tmp_path, host="::1") as server:
+        assert get(transport, f"{server.url}/blob").data == b"six"
+
+
+def test_next_address_of_a_host_is_tried(
+    server: FaultyServer, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with servers.refusing_port() as port:
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", p)) for p in (port, server.port)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        assert get(transport, "http://two.example/blob").data == BODY
+
+
+def test_check_runs_in_the_worker_thread_and_its_error_is_raised(server: FaultyServer, transport: Transport) -> None:
+    threads = []
+
+    def check(data: bytes, source: str) -> None:
+        threads.append(threading.current_thread())
+        raise IntegrityError("this", str(len(data)), source)
+
+    with pytest.raises(IntegrityError, match=f"wanted this, got {len(BODY)}"):
+        get(transport, f"{server.url}/blob", check=check)
+    assert threads != [threading.main_thread()]
+
+
+def test_statistics_count_requests_bytes_and_errors(server: FaultyServer, transport: Transport) -> None:
+    get(transport, f"{server.url}/blob")
+    server.misbehave(servers.truncate(1000))
+    for _ in range(2):
+        with pytest.raises(TruncatedError):
+            get(transport, f"{server.url}/blob")
+    counted = transport.statistics()
+    assert (counted.requests, counted.received_bytes, counted.active) == (3, len(BODY) + 2000, 0)
+    assert counted.errors == {"TruncatedError": 2}
+
+
+# What is refused
+
+
+def test_too_large_by_its_announced_length_is_refused_unread(server: FaultyServer, transport: Transport) -> None:
+    server.misbehave(servers.claim(10**15))
+    with pytest.raises(TooLargeError):
+        get(transport, f"{server.url}/blob", max_bytes=len(BODY))
+    assert transport.statistics().received_bytes == 0
+
+
+def test_too_large_without_an_announced_length_stops_at_the_limit(server: FaultyServer, transport: Transport) -> None:
+    server.misbehave(servers.endless)
+    with pytest.raises(TooLargeError):
+        get(transport, f"{server.url}/blob", max_bytes=1_000_000)
+    assert transport.statistics().received_bytes == 1_000_001
+
+
+def test_more_than_the_announced_length_is_not_taken(server: FaultyServer, transport: Transport) -> None:
+    server.misbehave(servers.claim(1000))
+    assert get(transport, f"{server.url}/blob").data == BODY[:1000]
+    server.recover()
+    assert get(transport, f"{server.url}/blob").data == BODY
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        servers.truncate(0),
+        servers.truncate(100_000),
+        servers.chunked(end=b""),
+        servers.chunked(end=b"zz\r\n"),
+        servers.chunked(end=b"-5\r\n"),
+    ],
+    ids=["at once", "in the middle", "no last chunk", "no chunk size", "negative chunk size"],
+)
+def test_truncated(server: FaultyServer, transport: Transport, fault: servers.Fault) -> None:
+    server.misbehave(fault)
+    with pytest.raises(TruncatedError):
+        get(transport, f"{server.url}/blob")
+    server.recover()
+    assert get(transport, f"{server.url}/blob").data == BODY
+
+
+@pytest.mark.parametrize("fault", [servers.shorten(5000), servers.html], ids=["cut", "html"])
+def test_shorter_than_demanded(server: FaultyServer, transport: Transport, fault: servers.Fault) -> None:
+    server.misbehave(fault)
+    with pytest.raises(TruncatedError):
+        get(transport, f"{server.url}/blob", exact_bytes=len(BODY))
+
+
+def test_without_a_length_the_end_of_the_connection_is_not_believed(server: FaultyServer, transport: Transport) -> None:
+    server.misbehave(servers.unannounced)
+    with pytest.raises(TruncatedError):
+        get(transport, f"{server.url}/blob", exact_bytes=len(BODY) + 1)
+
+
+def test_larger_than_demanded(server: FaultyServer, transport: Transport) -> None:
+    server.misbehave(servers.grow(1))
+    with pytest.raises(TooLargeError):
+        get(transport, f"{server.url}/blob", exact_bytes=len(BODY))
+    with pytest.raises(TooLargeError):
+        get(transport, f"{server.url}/blob", max_bytes=10, exact_bytes=11)
+
+
+@pytest.mark.parametrize(
+    ("line", "retryable"),
+    [("404 Not Found", False), ("403 Forbidden", False), ("503 Service Unavailable", True), ("206 Partial", False)],
+)
+def test_status_other_than_200(server: FaultyServer, transport: Transport, line: str, retryable: bool) -> None:
+    server.misbehave(servers.status(line, body=b"sorry"))
+    with pytest.raises(StatusError, match=line) as caught:
+        get(transport, f"{server.url}/blob")
+    assert (caught.value.status, caught.value.retryable) == (int(line[:3]), retryable)
+    assert caught.value.retry_after_s is None
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [("7", 7, 7), ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0), ("Fri, 01 Jan 2100 00:00:00 GMT", 1e8, 1e10)],
+)
+def test_retry_after(server: FaultyServer, transport: Transport, value: str, low: float, high: float) -> None:
+    server.misbehave(servers.status("429 Too Many Requests", f"Retry-After: {value}\r\n"))
+    with pytest.raises(StatusError) as caught:
+        get(transport, f"{server.url}/blob")
+    assert caught.value.retry_after_s is not None
+    assert low <= caught.value.retry_after_s <= high
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "1e9", "9" * 30, "Wed, 99 Oct 2015 07:28:00 GMT"])
+def test_retry_after_that_is_none(server: FaultyServer, transport: Transport, value: str) -> None:
+    server.misbehave(servers.status("429 Too Many Requests", f"Retry-After: {value}\r\n"))
+    with pytest.raises(StatusError) as caught:
+        get(transport, f"{server.url}/blob")
+    assert caught.value.retry_after_s is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n123456",
+    ],
+    ids=["nothing", "blank", "ssh", "no status", "many headers", "long header", "two lengths"],
+)
+def test_what_is_not_http(server: FaultyServer, transport: Transport, data: bytes) -> None:
+    server.misbehave(servers.raw(data))
+    with pytest.raises((UnreachableError, TruncatedError)) as caught:
+        get(transport, f"{server.url}/blob", exact_bytes=len(BODY))
+    assert "\n" not in str(caught.value)
+
+
+def test_refused_and_unknown_host_are_unreachable_in_one_plain_line(transport: Transport) -> None:
+    with servers.refusing_port() as port, pytest.raises(UnreachableError) as caught:
+        get(transport, f"http://127.0.0.1:{port}/blob")
+    assert str(caught.value) == f"connection refused: http://127.0.0.1:{port}/blob"
+    with pytest.raises(UnreachableError) as caught:
+        get(transport, "http://does-not-exist.invalid/blob")
+    assert "object at 0x" not in str(caught.value)
+
+
+# Deadlines
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        servers.hang,
+        servers.hang_in_body(1000),
+        servers.drip(),
+        servers.drip_head(),
+        servers.raw(b"HTTP/1.1 100 C\r\n\r\n" * 9),
+    ],
+    ids=["hang", "hang in body", "drip", "drip in head", "continue"],
+)
+def test_total_deadline(server: FaultyServer, transport: Transport, fault: servers.Fault) -> None:
+    def hold_on(exchange: servers.Exchange) -> None:
+        fault(exchange)
+        exchange.hang()
+
+    server.misbehave(hold_on)
+
+    async def fetch_and_wait() -> None:
+        with pytest.raises(TooSlowError):
+            await transport.get(f"{server.url}/blob", max_bytes=len(BODY), deadline_s=0.3)
+        await wait_until_idle(transport)  # long before any socket timeout: the thread was woken
+
+    assert elapsed_s(lambda: trio.run(fetch_and_wait)) < 0.3 + SLACK_S
+    server.wait_until(lambda: server.open_connections == 0)
+    server.recover()
+    assert get(transport, f"{server.url}/blob").data == BODY
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("port", [servers.silent_port, servers.mute_port], ids=["in connect", "after connect"])
+def test_deadline_covers_connect_and_handshake(transport: Transport, port: Any, scheme: str) -> None:
+    async def fetch_and_wait(url: str) -> None:
+        with pytest.raises(TooSlowError):
+            await transport.get(url, max_bytes=10, deadline_s=0.3)
+        await wait_until_idle(transport)
+
+    with port() as number:
+        assert elapsed_s(lambda: trio.run(fetch_and_wait, f"{scheme}://127.0.0.1:{number}/")) < 0.3 + SLACK_S
+
+
+def test_deadline_covers_name_lookup(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolver.wait(10) and [])
+
+    async def fetch() -> None:
+        with pytest.raises(TooSlowError):
+            await transport.get("http://slow.example/", max_bytes=10, deadline_s=0.2)
+        assert transport.statistics().active == 1  # it cannot be woken, so it keeps its place
+        resolver.set()
+        await wait_until_idle(transport)
+
+    assert elapsed_s(lambda: trio.run(fetch)) < 0.2 + SLACK_S
+
+
+def test_deadline_covers_the_wait_for_a_thread(server: FaultyServer) -> None:
+    transport = make_transport(limit=1)
+    server.misbehave(servers.hang)
+
+    async def fetch_two() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch, 0.8)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(fetch, 0.2)
+
+    async def fetch(deadline_s: float) -> None:
+        with pytest.raises(TooSlowError):
+            await transport.get(f"{server.url}/blob", max_bytes=len(BODY), deadline_s=deadline_s)
+        finished.append(deadline_s)
+
+    finished: list[float] = []
+    trio.run(fetch_two)
+    assert finished == [0.2, 0.8]
+    assert server.requests["/blob"] == 1
+
+
+def test_socket_timeouts_tell_no_connection_from_no_answer(server: FaultyServer) -> None:
+    transport = make_transport(connect_timeout_s=0.1, read_timeout_s=0.2)
+    with servers.silent_port() as port, pytest.raises(UnreachableError, match="no connection"):
+        get(transport, f"http://127.0.0.1:{port}/")
+    server.misbehave(servers.hang, times=1)
+    with pytest.raises(TooSlowError) as caught:
+        get(transport, f"{server.url}/blob")
+    assert caught.value.received_bytes == 0
+    server.misbehave(servers.hang_in_body(1000))
+    with pytest.raises(TooSlowError) as caught:
+        get(transport, f"{server.url}/blob")
+    assert caught.value.received_bytes == 1000
+
+
+def test_deadline_of_nothing(server: FaultyServer, transport: Transport) -> None:
+    for deadline_s in (0.0, -1.0):
+        with pytest.raises(TooSlowError):
+            get(transport, f"{server.url}/blob", deadline_s=deadline_s)
+    assert not server.requests
+
+
+def test_cancelled_caller_is_released_and_the_connection_closed(server: FaultyServer, transport: Transport) -> None:
+    server.misbehave(servers.hang_in_body(1000), times=1)
+
+    async def fetch_and_leave() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(transport.get, f"{server.url}/blob", max_bytes=len(BODY), deadline_s=60))
+            await trio.to_thread.run_sync(server.wait_until, lambda: server.requests["/blob"] == 1)
+            nursery.cancel_scope.cancel()
+        await wait_until_idle(transport)
+
+    assert elapsed_s(lambda: trio.run(fetch_and_leave)) < 2
+    server.wait_until(lambda: server.open_connections == 0)
+    assert get(transport, f"{server.url}/blob").data == BODY
+
+
+def test_requests_that_are_cancelled_do_not_harm_those_that_take_their_connections(server: FaultyServer) -> None:
+    transport = make_transport(limit=4)
+
+    async def fetch(delay_s: float) -> None:
+        with trio.move_on_after(delay_s) as scope:
+            response = await transport.get(f"{server.url}/blob", max_bytes=len(BODY), deadline_s=10)
+            assert response.data == BODY
+        if delay_s > 1:
+            assert not scope.cancelled_caught
+
+    async def fetch_many() -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(120):
+                nursery.start_soon(fetch, 60 if number % 2 else number / 2000)
+
+    trio.run(fetch_many)
+    transport.close()
+
+
+# Redirects and credentials
+
+
+def test_redirect_is_followed_also_to_another_server(
+    server: FaultyServer, tmp_path: Path, transport: Transport
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "other").write_bytes(b"moved here")
+    with FaultyServer(tmp_path / "elsewhere") as other:
+        server.misbehave(servers.redirect(f"{other.url}/other"), path="/away")
+        server.misbehave(servers.redirect("blob"), path="/near")
+        assert get(transport, f"{server.url}/away").data == b"moved here"
+        assert get(transport, f"{server.url}/near").data == BODY
+
+
+def test_redirects_end(server: FaultyServer, transport: Transport) -> None:
+    server.misbehave(servers.redirect("/blob"))
+    with pytest.raises(StatusError, match="redirects"):
+        get(transport, f"{server.url}/blob")
+    assert server.requests["/blob"] == 6
+
+
+@pytest.mark.parametrize(
+    "target", ["file:///etc/passwd", "ftp://host/x", "https:///x", "", "http://user:pw@host/", "//[x"]
+)
+def test_redirect_that_is_not_followed(server: FaultyServer, transport: Transport, target: str) -> None:
+    server.misbehave(servers.redirect(target), times=1 if target else None)
+    with pytest.raises(StatusError, match="redirect"):
+        get(transport, f"{server.url}/blob")
+
+
+def test_body_of_a_redirect_is_not_read(server: FaultyServer, transport: Transport) -> None:
+    server.misbehave(servers.endless_redirect("/blob"), path="/start")
+    assert get(transport, f"{server.url}/start", deadline_s=5).data == BODY
+
+
+def test_credentials_stay_with_their_origin(server: FaultyServer, tmp_path: Path) -> None:
+    transport = make_transport(auth=("user", "päss"))
+    with FaultyServer(tmp_path) as other:
+        server.misbehave(servers.redirect(f"{other.url}/blob"), path="/away")
+        server.misbehave(servers.redirect("/blob"), path="/near")
+        for path in ("/away", "/near"):
+            get(transport, f"{server.url}{path}")
+        assert {exchange.headers["authorization"] for exchange in server.seen} == {"Basic dXNlcjpww6Rzcw=="}
+        assert "authorization" not in other.seen[0].headers
+    transport.close()
+
+
+def test_bearer_token(server: FaultyServer) -> None:
+    transport = make_transport(auth="secret")
+    get(transport, f"{server.url}/blob")
+    assert server.seen[0].headers["authorization"] == "Bearer secret"
+    transport.close()
+
+
+def test_cookies_and_netrc_are_not_used(
+    server: FaultyServer, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.misbehave(servers.status("200 OK", "Set-Cookie: a=b\r\n"), times=1)
+    for _ in range(2):
+        get(transport, f"{server.url}/blob")
+    assert not {"cookie", "authorization"} & set(server.seen[1].headers)
+
+
+# Proxies and TLS
+
+
+def test_proxy_is_asked_for_the_whole_address(server: FaultyServer) -> None:
+    transport = make_transport(proxies={"http": server.url})
+    assert get(transport, "http://mirror.example/blob").data == BODY
+    assert server.requests == {"http://mirror.example/blob": 1}
+    transport.close()
+
+
+def test_proxy_of_the_environment(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.setenv("no_proxy", "direct.invalid")
+    transport = make_transport(proxies=None)
+    get(transport, "http://mirror.example/blob")
+    get(transport, f"{server.url}/blob")  # not through it: this machine itself
+    with pytest.raises(UnreachableError):
+        get(transport, "http://direct.invalid/blob")
+    assert list(server.requests) == ["http://mirror.example/blob", "/blob"]
+    transport.close()
+
+
+def test_dead_proxy(transport: Transport) -> None:
+    with servers.refusing_port() as port:
+        transport = make_transport(proxies={"http": f"http://127.0.0.1:{port}", "https": f"http://127.0.0.1:{port}"})
+        for scheme in ("http", "https"):
+            with pytest.raises(UnreachableError, match="refused"):
+                get(transport, f"{scheme}://mirror.example/blob")
+        transport.close()
+
+
+def test_proxy_hanging_in_a_tunnel(server: FaultyServer) -> None:
+    transport = make_transport(proxies={"https": server.url})
+    server.misbehave(servers.drip_head())
+
+    async def fetch_and_wait() -> None:
+        with pytest.raises(TooSlowError):
+            await transport.get("https://mirror.example/blob", max_bytes=10, deadline_s=0.3)
+        await wait_until_idle(transport)
+
+    assert elapsed_s(lambda: trio.run(fetch_and_wait)) < 0.3 + SLACK_S
+    transport.close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for 127.0.0.1 and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(
+        now + datetime.timedelta(days=1)
+    )
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    signed = builder.add_extension(address, critical=False).sign(key, hashes.SHA256())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    path.write_bytes(signed.public_bytes(serialization.Encoding.PEM) + private)
+    return path
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path, certificate: Path) -> Iterator[FaultyServer]:
+    (tmp_path / "blob").write_bytes(BODY)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    with FaultyServer(tmp_path, context=context) as running:
+        yield running
+
+
+def test_tls_with_own_certificates(tls_server: FaultyServer, certificate: Path) -> None:
+    transport = make_transport(ca_file=str(certificate))
+    for _ in range(3):
+        assert get(transport, f"{tls_server.url}/blob", exact_bytes=len(BODY)).data == BODY
+    assert tls_server.connections == 1
+    transport.close()
+
+
+def test_tls_with_a_stranger_or_another_name(tls_server: FaultyServer, certificate: Path, transport: Transport) -> None:
+    with pytest.raises(UnreachableError, match="certificate"):
+        get(transport, f"{tls_server.url}/blob")
+    own = make_transport(ca_file=str(certificate))
+    with pytest.raises(UnreachableError, match="certificate"):
+        get(own, f"https://localhost:{tls_server.port}/blob")
+    assert not tls_server.requests
+    own.close()
+
+
+@pytest.mark.parametrize("fault", [servers.hang, servers.hang_in_body(1000), servers.drip()], ids=["", "body", "drip"])
+def test_total_deadline_over_tls(tls_server: FaultyServer, certificate: Path, fault: servers.Fault) -> None:
+    transport = make_transport(ca_file=str(certificate))
+    tls_server.misbehave(fault)
+
+    async def fetch_and_wait() -> None:
+        with pytest.raises(TooSlowError):
+            await transport.get(f"{tls_server.url}/blob", max_bytes=len(BODY), deadline_s=0.4)
+        await wait_until_idle(transport)
+
+    assert elapsed_s(lambda: trio.run(fetch_and_wait)) < 0.4 + SLACK_S
+    transport.close()
+
+
+def test_plain_http_where_tls_is_expected(server: FaultyServer) -> None:
+    transport = make_transport(connect_timeout_s=0.2)
+    with pytest.raises(UnreachableError):
+        get(transport, f"https://127.0.0.1:{server.port}/blob")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_ca_file_that_cannot_be_used(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"ca\.pem"):
+        make_transport(ca_file=str(path))
+
+
+# Files
+
+
+def test_file(tmp_path: Path, transport: Transport) -> None:
+    path = tmp_path / "bl ob%"
+    path.write_bytes(BODY)
+    url = f"file://{tmp_path}/bl%20ob%25"
+    first = get(transport, url, exact_bytes=len(BODY))
+    assert first.data == BODY
+    assert get(transport, url, etag=first.etag).not_modified
+    path.write_bytes(b"changed")
+    assert get(transport, url, etag=first.etag).data == b"changed"
+    with pytest.raises(TooLargeError):
+        get(transport, url, max_bytes=6)
+    with pytest.raises(TruncatedError):
+        get(transport, url, exact_bytes=8)
+
+
+def test_file_that_is_not_there_or_not_a_file(tmp_path: Path, transport: Transport) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").write_bytes(b"")
+    for name in ("missing", "fifo", "file/below", ""):
+        with pytest.raises(StatusError, match="404"):
+            get(transport, f"file://{tmp_path}/{name}")
+    with pytest.raises(UnreachableError):
+        get(transport, f"file://{tmp_path}/{'x' * 300}")
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "host/path",
+        "/path",
+        "ftp://host/",
+        "http://",
+        "http:///path",
+        "http://host:port/",
+        "http://host:0/",
+        "http://host:99999/",
+        "http://[::1/",
+        "http://user:pw@host/",
+        "http://user@host/",
+        "http://ho st/",
+        "http://host/a\nb",
+        "http://host\\path",
+        "http://" + "a" * 70 + ".example/",
+        "http://a..b/",
+        "file://host/path",
+        "file://path",
+        "file:path",
+        "file:///a%00b",
+    ],
+)
+def test_bad_address_is_one_line(transport: Transport, url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        get(transport, url)
+    assert "\n" not in str(caught.value)
+    assert transport.statistics().requests == 0
+
+
+def test_base_address() -> None:
+    assert check_base_url("https://host/a//") == "https://host/a"
+    for url in ("http://host/?a", "http://host/#a"):
+        with pytest.raises(ConfigError):
+            check_base_url(url)
+
+
+@given(st.text())
+def test_any_text_is_an_address_or_a_config_error(text: str) -> None:
+    for candidate in (text, "http://" + text, "file:///" + text):
+        with contextlib.suppress(ConfigError):
+            assert check_url(candidate) == candidate
+
+
+@given(st.text())
+def test_any_location_is_followed_to_http_or_not_at_all(text: str) -> None:
+    target = find_redirect("http://host/a", text)
+    assert target is None or target.startswith(("http://", "https://"))
+
+
+def test_same_origin() -> None:
+    assert same_origin("http://host/a", "http://HOST:80/b")
+    for other in ("https://host/a", "http://host:81/a", "http://other/a", "http://host.other/a"):
+        assert not same_origin("http://host/a", other)
