@@ -4,6 +4,7 @@ Mounts a StaticTree, lets a second process use it as ls, cat, stat, readlink, ge
 message. Run it again after a change of the tree or of an encoder that a kernel should judge anew.
 """
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -79,14 +80,13 @@ class Recorder:
                 if error.errno not in (errno.EINTR, errno.ENOENT):
                     raise
 
-    def notify(self, notice: bytes) -> None:
-        """Outside the lock: the kernel may have to wait for a reply first."""
-        try:
-            os.write(self._descriptor, notice)
-        except FileNotFoundError:
-            return
+    def notify(self, sent: list[bytes]) -> None:
+        """Under the lock, so that FORGETs pile up into a batch; nothing is in flight that a notice would wait for."""
         with self._lock:
-            self.messages.append((NOTICE, notice))
+            for notice in sent:
+                with contextlib.suppress(FileNotFoundError):
+                    os.write(self._descriptor, notice)
+                    self.messages.append((NOTICE, notice))
 
 
 def sent_notices() -> list[bytes]:
@@ -105,12 +105,11 @@ def record(*, zero_message: bool) -> list[Message]:
         recorder = Recorder(descriptor, StaticTree(zero_message=zero_message))
         recorder.thread.start()
         try:
-            subprocess.run([sys.executable, "-c", ACTIVITY, temporary], check=True)
-            for notice in sent_notices():
-                recorder.notify(notice)
-            subprocess.run(["ls", "-l", temporary], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([sys.executable, "-c", ACTIVITY, temporary], check=True, timeout=30)
+            recorder.notify(sent_notices())
+            subprocess.run(["ls", "-l", temporary], check=True, timeout=30, stdout=subprocess.DEVNULL)
         finally:
-            kernel.unmount(directory)
+            kernel.unmount(directory, lazy=True)
             recorder.thread.join()
             os.close(descriptor)
     return recorder.messages

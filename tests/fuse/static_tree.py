@@ -70,7 +70,6 @@ class StaticTree:
     def attr(self, number: int) -> replies.Attr:
         node = self._nodes[number]
         links = 2 if stat.S_ISDIR(node.mode) else 1
-        times = {"atime_ns": node.mtime_ns, "mtime_ns": node.mtime_ns, "ctime_ns": node.mtime_ns + 1}
         size, owner = len(node.content), {"uid": 0, "gid": 0, "rdev": 0}
         return replies.encode_attr(
             ino=number,
@@ -80,7 +79,7 @@ class StaticTree:
             blocks=-(-size // 512),
             block_size=4096,
             **owner,
-            **times,
+            mtime_ns=node.mtime_ns,
         )
 
     def _init(self, request: Request) -> bytes | None:

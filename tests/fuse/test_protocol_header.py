@@ -80,6 +80,16 @@ def test_sizes_and_numbers_are_those_of_the_header(tmp_path: Path) -> None:
     assert c_values(list(ours), tmp_path) == ours
 
 
+def test_numbers_that_older_headers_lack() -> None:
+    write, read, magic = 1 << 30, 2 << 30, 229 << 8
+    assert read | 4 << 16 | magic | 0 == codes.DEV_IOC_CLONE
+    assert write | 16 << 16 | magic | 1 == codes.DEV_IOC_BACKING_OPEN
+    assert write | 4 << 16 | magic | 2 == codes.DEV_IOC_BACKING_CLOSE
+    assert (Opcode.TMPFILE, Opcode.STATX, Opcode.COPY_FILE_RANGE_64) == (51, 52, 53)
+    assert (codes.InitFlag.HAS_EXPIRE_ONLY, codes.InitFlag.PASSTHROUGH) == (1 << 35, 1 << 37)
+    assert (codes.InitFlag.HAS_RESEND, codes.InitFlag.REQUEST_TIMEOUT) == (1 << 39, 1 << 42)
+
+
 def our_numbers() -> dict[str, int]:
     """Every number of `codes`, by its name in the header. A struct's flexible array does not count in sizeof."""
     found = {f"FUSE_{opcode.name}": int(opcode) for opcode in Opcode}

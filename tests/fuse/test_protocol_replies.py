@@ -28,17 +28,15 @@ FILE: dict[str, int] = {
     "size": 5000,
     "blocks": 10,
     "block_size": 4096,
-    "atime_ns": 1,
     "mtime_ns": -1,
-    "ctime_ns": 1_600_000_000_999_999_999,
 }
 ATTR = replies.encode_attr(**FILE)
 
 
 def test_attr() -> None:
     expected = {"ino": 2**64 - 2, "size": 5000, "blocks": 10, "mode": FILE["mode"], "nlink": 3, "uid": 1000}
-    expected |= {"gid": 1001, "rdev": 0, "blksize": 4096, "flags": 0, "atime": 0, "atimensec": 1}
-    expected |= {"mtime": -1, "mtimensec": 999_999_999, "ctime": 1_600_000_000, "ctimensec": 999_999_999}
+    expected |= {"gid": 1001, "rdev": 0, "blksize": 4096, "flags": 0, "atime": -1, "atimensec": 999_999_999}
+    expected |= {"mtime": -1, "mtimensec": 999_999_999, "ctime": -1, "ctimensec": 999_999_999}
     assert kernel.attr(ATTR) == expected
 
 
@@ -132,6 +130,11 @@ def test_records_are_whole_and_in_order(listing: list[Any], room: int, plus: boo
         assert [d.ino for d in found] == [one[1] for one in listing[:fitting]]
 
 
+def test_records_may_fill_the_room_to_the_last_byte() -> None:
+    records = [replies.encode_dirent(b"name", 5, 8, 1)] * 3
+    assert kernel.reply(replies.encode_records(8, records, 64)).payload == records[0] * 2
+
+
 def test_records_take_only_what_fits_of_an_endless_directory() -> None:
     def endless() -> Any:
         while True:
@@ -180,7 +183,7 @@ def test_statx() -> None:
     fields = struct.unpack("=IIQIIIHHQQQQ", payload[32:96])
     assert fields == (0x7FF, 4096, 0, 3, 1000, 1001, FILE["mode"], 0, 2**64 - 2, 5000, 10, 0)
     times = struct.unpack("=qIiqIiqIiqIi", payload[96:160])
-    assert times == (0, 1, 0, 0, 0, 0, 1_600_000_000, 999_999_999, 0, -1, 999_999_999, 0)
+    assert times == (-1, 999_999_999, 0, 0, 0, 0, -1, 999_999_999, 0, -1, 999_999_999, 0)
     assert struct.unpack("=IIII", payload[160:176]) == (0x123, 0x45678, 0, 0)
 
 

@@ -95,6 +95,19 @@ def test_header() -> None:
     assert requests.decode_request(data) == bodies.Request(99, codes.RESENT_BIT | 6, TOP64, 1000, 1001, 4711, data)
 
 
+@pytest.mark.parametrize("said", [0, 39, 41, 44, 46, TOP32])
+def test_a_size_that_is_not_the_messages_own_is_refused(said: int) -> None:
+    data = kernel.request(99, b"body!")
+    with pytest.raises(FormatError, match=f"of 45 bytes says that it has {said}$"):
+        requests.decode_request(said.to_bytes(4, "little") + data[4:])
+
+
+@pytest.mark.parametrize("opcode", [Opcode.READ, Opcode.READDIRPLUS, 99])
+def test_a_refusal_names_what_was_asked(opcode: int) -> None:
+    with pytest.raises(FormatError, match=f"FUSE {codes.opcode_name(opcode)} of 41 bytes"):
+        requests.decode_read(kernel.request(opcode, b"x"))
+
+
 def test_request_is_frozen() -> None:
     request = requests.decode_request(kernel.lookup(b"x"))
     with pytest.raises(AttributeError):

@@ -5,7 +5,8 @@ numbers are in the byte order of the host. What a read-only file system never me
 decoder: it is answered with an errno.
 
 `codes`: opcodes, flags, limits and ioctl numbers. `requests`: what is read from the descriptor, and `bodies`: the
-values it becomes. `replies` and `notices`: what is written to it. `negotiation`: INIT, and what both sides then know of each other.
+values it becomes. `replies` and `notices`: what is written to it. `negotiation`: INIT, and what
+both sides then know of each other.
 
 A request is one `bytes` object, as `os.read(descriptor, codes.READ_BUFFER_BYTES)` returns it. Decoders raise
 FormatError for anything that the kernel would not send, and nothing else; they allocate no more than a request holds.

@@ -91,21 +91,17 @@ def encode_attr(
     size: int,
     blocks: int,
     block_size: int,
-    atime_ns: int,
     mtime_ns: int,
-    ctime_ns: int,
 ) -> Attr:
-    """struct fuse_attr. Fields are those of stat(2), times in ns since 1970, negative before; `blocks` of 512 bytes.
+    """struct fuse_attr. Fields are those of stat(2), `blocks` of 512 bytes; `mtime_ns` since 1970, negative before, is
+    atime and ctime too, which a repository does not have.
 
     `rdev` is the kernel's 32-bit device number, which os.makedev() agrees with for majors below 4096.
     Raises FormatError: a number does not fit its field.
     """
-    atime, atime_rest = divmod(atime_ns, _NANOSECONDS)
-    mtime, mtime_rest = divmod(mtime_ns, _NANOSECONDS)
-    ctime, ctime_rest = divmod(ctime_ns, _NANOSECONDS)
-    rests = (atime_rest, mtime_rest, ctime_rest)
+    s, ns = divmod(mtime_ns, _NANOSECONDS)
     try:
-        encoded = _ATTR.pack(ino, size, blocks, atime, mtime, ctime, *rests, mode, nlink, uid, gid, rdev, block_size, 0)
+        encoded = _ATTR.pack(ino, size, blocks, s, s, s, ns, ns, ns, mode, nlink, uid, gid, rdev, block_size, 0)
     except struct.error as error:
         raise FormatError(f"attributes of inode {ino:#x} do not fit struct fuse_attr: {error}") from None
     return Attr(encoded)
