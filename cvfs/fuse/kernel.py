@@ -101,7 +101,7 @@ def can_mount_directly() -> bool:
 def open_device() -> int:
     """A descriptor of /dev/fuse, closed at exec, of no connection yet."""
     try:
-        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(DEVICE, os.O_RDWR)
     except OSError as error:
         raise MountError(_line(f"cannot open {DEVICE}", error.errno, _DEVICE_REMEDIES)) from None
 

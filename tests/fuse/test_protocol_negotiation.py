@@ -1,5 +1,6 @@
 """INIT: every length that kernels send, versions old and new, both words of flags."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,3 +132,8 @@ def test_only_format_errors_come_of_any_bytes(data: bytes) -> None:
         negotiation.negotiate(negotiation.decode_init(data), Wishes())
     except FormatError:
         return
+
+
+def test_a_session_can_be_handed_to_another_process() -> None:
+    agreed = session(Offer(7, 45, 131072, InitFlag(ALL)))
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(agreed), type=Session) == agreed
