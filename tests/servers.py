@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 
 @dataclass
@@ -323,7 +323,7 @@ class FaultyServer:
         return behave
 
     def _read(self, path: str) -> bytes | None:
-        file = self.directory / urlsplit(path).path.lstrip("/")  # a client of a proxy sends the whole address
+        file = self.directory / unquote(urlsplit(path).path).lstrip("/")  # a client of a proxy sends the whole address
         return file.read_bytes() if file.is_file() else None
 
 

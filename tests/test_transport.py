@@ -32,6 +32,7 @@ from cvfs.errors import (
     UnreachableError,
 )
 from cvfs.transport import Response, Transport, check_base_url, check_url
+from cvfs.transport.attempt import Attempt
 from cvfs.transport.url import find_redirect, same_origin
 from tests import servers
 from tests.servers import FaultyServer
@@ -90,6 +91,15 @@ def test_body_arrives_whole_however_it_is_framed(server: FaultyServer, transport
 def test_empty_body(server: FaultyServer, transport: Transport) -> None:
     assert get(transport, f"{server.url}/empty").data == b""
     assert get(transport, f"{server.url}/empty", max_bytes=0, exact_bytes=0).data == b""
+
+
+def test_address_may_be_any_text(tmp_path: Path, server: FaultyServer, transport: Transport) -> None:
+    (tmp_path / "ü").write_bytes(b"found")
+    for path in ("/%C3%BC", "/ü", "/ü?a={b}#c"):
+        assert get(transport, f"{server.url}{path}").data == b"found"
+    assert [exchange.path for exchange in server.seen] == ["/%C3%BC", "/%C3%BC", "/%C3%BC?a=%7Bb%7D"]
+    server.misbehave(servers.redirect("ü"), path="/away")
+    assert get(transport, f"{server.url}/away").data == b"found"
 
 
 def test_request_asks_for_identity_and_says_who_asks(server: FaultyServer, transport: Transport) -> None:
@@ -430,6 +440,27 @@ def test_cancelled_caller_is_released_and_the_connection_closed(server: FaultySe
     assert get(transport, f"{server.url}/blob").data == BODY
 
 
+def test_late_abort_does_not_touch_a_connection_that_was_passed_on() -> None:
+    class Connection:
+        attempt: Attempt | None = None
+
+    connection = Connection()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        first, second = (
+            Attempt("http://host/", limit_bytes=1, exact=False, deadline=0, read_timeout_s=1) for _ in range(2)
+        )
+        first.watch(ours, connection)
+        second.watch(ours, connection)
+        first.abort()
+        theirs.send(b"x")
+        assert ours.recv(1) == b"x"
+        second.abort()
+        assert ours.recv(1) == b""
+        with pytest.raises(OSError, match=r"[Cc]ancel"):
+            second.watch(ours, connection)
+
+
 def test_requests_that_are_cancelled_do_not_harm_those_that_take_their_connections(server: FaultyServer) -> None:
     transport = make_transport(limit=4)
 
@@ -530,10 +561,11 @@ def test_proxy_of_the_environment(server: FaultyServer, monkeypatch: pytest.Monk
     monkeypatch.setenv("no_proxy", "direct.invalid")
     transport = make_transport(proxies=None)
     get(transport, "http://mirror.example/blob")
-    get(transport, f"{server.url}/blob")  # not through it: this machine itself
+    for host in ("127.0.0.1", "localhost"):  # not through it: this machine itself
+        get(transport, f"http://{host}:{server.port}/blob")
     with pytest.raises(UnreachableError):
         get(transport, "http://direct.invalid/blob")
-    assert list(server.requests) == ["http://mirror.example/blob", "/blob"]
+    assert server.requests == {"http://mirror.example/blob": 1, "/blob": 2}
     transport.close()
 
 

@@ -23,6 +23,7 @@ import requests.utils
 import urllib3
 import urllib3.connection
 import urllib3.exceptions
+from requests.structures import CaseInsensitiveDict
 
 from cvfs.errors import ConfigError, IntegrityError, StatusError, TransportError, TruncatedError, UnreachableError
 from cvfs.transport.attempt import Attempt
@@ -38,7 +39,7 @@ _FOREIGN_ERRORS = (
     urllib3.exceptions.HTTPError,
     http.client.HTTPException,
     OSError,  # ssl.SSLError and socket.gaierror too
-    UnicodeError,  # a redirect to a host name that IDNA refuses
+    ValueError,  # http.client's for some malformed lengths; UnicodeError: a host name that IDNA refuses
 )
 _ETAG = re.compile(r'(W/)?"[\x21\x23-\x7e]{0,256}"')
 
@@ -176,8 +177,7 @@ class Http:
         raise StatusError(attempt.url, status, f"more than {MAX_REDIRECTS} redirects")
 
     def _send(self, url: str, attempt: Attempt, headers: dict[str, str]) -> requests.Response:
-        request = requests.PreparedRequest()
-        request.prepare(method="GET", url=url, headers=headers)
+        request = _make_request(url, headers)
         left_s = attempt.time_left_s()
         timeouts_s = (min(self._connect_timeout_s, left_s), min(self._read_timeout_s, left_s))
         return self._adapter.send(request, stream=True, timeout=timeouts_s, proxies=self._find_proxies(url))
@@ -202,6 +202,16 @@ class Http:
         return self._proxies_of_origin[origin]
 
 
+def _make_request(url: str, headers: dict[str, str]) -> requests.PreparedRequest:
+    request = requests.PreparedRequest()
+    if url.isascii():
+        # What prepare() does for such a request, without the 180 us that it takes.
+        request.method, request.url, request.headers = "GET", url, CaseInsensitiveDict(headers)
+    else:
+        request.prepare(method="GET", url=url, headers=headers)
+    return request
+
+
 def _find_environment_proxies(url: str, host: str) -> dict[str, str]:
     """What http_proxy, https_proxy and no_proxy say; never a proxy for this machine itself: it could not reach that."""
     if host in ("localhost", "::1") or host.startswith("127."):
@@ -223,7 +233,8 @@ def _check_ca_file(ca_file: str) -> None:
 
 
 def _follow_redirect(url: str, response: requests.Response) -> str:
-    location = response.headers.get("Location", "")
+    # http.client decodes headers as Latin-1; what servers write there is UTF-8.
+    location = response.headers.get("Location", "").encode("latin-1", "replace").decode(errors="replace")
     target = find_redirect(url, location)
     if target is None:
         raise StatusError(url, response.status_code, f"redirect to {location[:200]!r}, which is not followed")
