@@ -4,6 +4,7 @@ Every question has a `nowait` form, which answers from memory or raises PageMiss
 """
 
 import errno
+import stat
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -13,7 +14,7 @@ from cvfs.file import File
 from cvfs.format.locations import WireContent
 from cvfs.format.tree.lookup import Found
 from cvfs.inodes import ROOT_INODE
-from cvfs.model import Entry, join
+from cvfs.model import Entry, join, split
 from cvfs.repository import Repository
 
 T = TypeVar("T")
@@ -27,6 +28,11 @@ _FILES = 1024
 _RUNS = 4096
 _DOTS = 2
 _RUN_BITS = 32
+
+END = (1 << 62) - 1
+"""The cookie behind the last line of a listing."""
+
+_DOT = Entry(b".", stat.S_IFDIR | 0o755, 0, 0, 0, 0, 2, 0, 0, b"", b"", ())
 
 
 class Node(NamedTuple):
@@ -87,17 +93,20 @@ class FileSystem:
     def listing_nowait(self, inode: int, cookie: int = 0) -> list[Item]:
         """The next lines of a directory's listing behind `cookie` (0: from the start); empty at the end.
 
-        A cookie is (run << 32 | place): run number of the listing, and place in the run's page. It means the same in
-        every process as long as the revision is the same.
+        A cookie is (run << 32 | place): run number of the listing, and place in the run's page; or END. It means the
+        same in every process as long as the revision is the same.
         """
+        if cookie == END:
+            return []
         path = self._directory_nowait(inode)
         if cookie < _DOTS:
             return self._dots(inode, path)[cookie:]
         run, place = cookie >> _RUN_BITS, (cookie & (1 << _RUN_BITS) - 1) - _DOTS
-        items = self._run(path, self._run_nowait(inode, path, run), run, place)
-        if items or self._run_nowait(inode, path, run) is None:
-            return items
-        return self._run(path, self._run_nowait(inode, path, run + 1), run + 1, 0)
+        found = self._run_nowait(inode, path, run)
+        if found is not None and place >= len(found.group.entries):
+            run, place = run + 1, 0
+            found = self._run_nowait(inode, path, run)
+        return [] if found is None else self._items(path, found, run, place)
 
     def readlink_nowait(self, inode: int) -> bytes:
         """The target of a symbolic link. Raises PathError EINVAL if it is none."""
@@ -166,9 +175,10 @@ class FileSystem:
         return make_node(inode, found.entry, found.group.contents[found.index])
 
     def _dots(self, inode: int, path: bytes) -> list[Item]:
-        """The two lines that POSIX has at the start of every listing."""
-        above = self._node(self.repository.find_nowait(path.rpartition(b"/")[0]))
-        return [Item(b".", self.getattr_nowait(inode), 1), Item(b"..", above, _DOTS)]
+        """The two lines that POSIX has at the start of every listing. Of their nodes only number and type count."""
+        above, _ = split(path)
+        parent = self.repository.directory_inode(above) if above else ROOT_INODE
+        return [Item(b".", make_node(inode, _DOT, None), 1), Item(b"..", make_node(parent, _DOT, None), _DOTS)]
 
     def _run_nowait(self, inode: int, path: bytes, run: int) -> Found | None:
         """Run number `run` of a listing, its entries in one page. Which name it begins behind is remembered."""
@@ -183,15 +193,16 @@ class FileSystem:
             self._runs.put((inode, run), after, 1)
         return self.repository.listing_nowait(path, after)
 
-    def _run(self, path: bytes, found: Found | None, run: int, place: int) -> list[Item]:
-        if found is None:
-            return []
+    def _items(self, path: bytes, found: Found, run: int, place: int) -> list[Item]:
         group, inode_of = found.group, self.repository.inode_of
+        base = (run << _RUN_BITS) + _DOTS + 1
         items = []
         for index in range(max(place, found.index), len(group.entries)):
             entry = group.entries[index]
             node = make_node(inode_of(path, entry), entry, group.contents[index])
-            items.append(Item(entry.name, node, run << _RUN_BITS | index + 1 + _DOTS))
+            items.append(Item(entry.name, node, base + index))
+        if found.number + 1 < len(found.leaf.groups):  # another directory follows in the page: this one ends here
+            items[-1] = items[-1]._replace(cookie=END)
         return items
 
 

@@ -71,6 +71,10 @@ class Repository:
         """The inode number of what is listed in `directory` as `entry`."""
         return self.fetcher.resolve(self.numbering.entry(directory, entry))
 
+    def directory_inode(self, path: bytes) -> int:
+        """The inode number of the directory at `path`."""
+        return self.fetcher.resolve(self.numbering.directory(path))
+
     def _why_not(self, path: bytes) -> int:
         """ENOTDIR if some directory on the way to `path` is something else, else ENOENT."""
         directory, _ = split(path)
