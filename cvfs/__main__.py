@@ -1,0 +1,5 @@
+"""`python -m cvfs` is `cvfs`."""
+
+from cvfs.cli import main
+
+main()

@@ -1,0 +1,90 @@
+"""What the commands share: options, names made fit to print, and running a coroutine."""
+
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cvfs.config import Settings
+
+T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def storage_options(function: Function) -> Function:
+    """--cache and --state-dir."""
+    state = click.option(
+        "--state-dir",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Where the last good revision is remembered ($CVFS_STATE_DIR).",
+    )
+    cache = click.option(
+        "--cache", type=click.Path(path_type=Path), metavar="DIR", help="The cache of this host ($CVFS_CACHE)."
+    )
+    return cache(state(function))
+
+
+def revision_option(function: Function) -> Function:
+    """--revision."""
+    option = click.option(
+        "--revision", type=click.IntRange(min=0), metavar="N", help="An older revision instead of the newest."
+    )
+    return option(function)
+
+
+def make_settings(cache: Path | None, state_dir: Path | None) -> Settings:
+    settings = Settings()
+    if cache is not None:
+        settings = replace(settings, cache=cache.absolute())
+    if state_dir is not None:
+        settings = replace(settings, state=state_dir.absolute())
+    return settings
+
+
+def run(function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What the coroutine returns; its exceptions without the groups that nurseries put them in."""
+    import trio
+
+    from cvfs.mount.client import single
+
+    try:
+        return trio.run(function)
+    except BaseExceptionGroup as group:
+        raise single(group) from None
+
+
+def setup_quiet_logging() -> None:
+    """Warnings go to stderr, one line each."""
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="cvfs: warning: %(message)s", stream=sys.stderr)
+
+
+def printable(name: bytes, *, escape: bool) -> bytes:
+    """`name` as it is, or with all that could upset a terminal written as \\n, \\x1b and the like."""
+    if not escape:
+        return name
+    text = name.decode("utf-8", "surrogateescape")
+    return "".join(map(_escaped, text)).encode()
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable() and character != "\\":
+        return character
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def write_out(data: bytes | bytearray | memoryview) -> None:
+    """To standard output, whole. Raises BrokenPipeError when the reader has gone."""
+    sys.stdout.buffer.write(data)
+
+
+def path_bytes(path: str) -> bytes:
+    return os.fsencode(path)

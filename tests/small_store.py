@@ -1,0 +1,83 @@
+"""A store made of a few literal files, without the publisher: for tests of what reads."""
+
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from cvfs.format.blob import blob_path, digest, seal
+from cvfs.format.manifest import HEAD, decode_manifest, encode_manifest
+from cvfs.format.pages import key_of
+from cvfs.format.tree import build
+from cvfs.model import NO_CONTENT, BlobRef, Content, Entry, Location, Manifest, Record, split
+
+Tree = Mapping[bytes, bytes | str | None]
+"""Path: content of a file, target of a symbolic link, or None for a directory."""
+
+MTIME_NS = 1_700_000_000_123_456_789
+
+
+class SmallStore:
+    """A store in `path`; each `publish` makes a revision."""
+
+    def __init__(self, path: Path, name: str = "small.example.org") -> None:
+        self.path, self.name = path, name
+        self.revision = 0
+        self.parent: BlobRef | None = None
+
+    def publish(self, tree: Tree) -> Manifest:
+        """A revision that consists of `tree`, and of the directories above what it names."""
+        records = sorted(self._records(tree), key=lambda record: key_of(record.directory, record.entry.name))
+        root = build(records, self.put)
+        self.revision += 1
+        summary = root.summary
+        manifest = Manifest(self.name, self.revision, 1_700_000_000, root.page, root.level, summary, self.parent)
+        data = encode_manifest(manifest)
+        self.parent = self.put(data)
+        (self.path / HEAD).write_bytes(data)
+        return decode_manifest(data)
+
+    def put(self, plain: bytes) -> BlobRef:
+        ref, stored = seal(plain)
+        file = self.path / blob_path(ref.id)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(stored)
+        return ref
+
+    def blobs(self) -> list[Path]:
+        return [path for path in (self.path / "data").rglob("*") if path.is_file()]
+
+    def _records(self, tree: Tree) -> list[Record]:
+        whole: dict[bytes, bytes | str | None] = {b"": None}
+        for path in tree:
+            while path:
+                path, _ = split(path)
+                whole[path] = None
+        return [self._record(path, what) for path, what in (whole | dict(tree)).items()]
+
+    def _record(self, path: bytes, what: bytes | str | None) -> Record:
+        directory, name = split(path)
+        if what is None:
+            return Record(directory, make_entry(name, stat.S_IFDIR | 0o755), NO_CONTENT)
+        if isinstance(what, str):
+            return Record(directory, make_entry(name, stat.S_IFLNK | 0o777, target=what.encode()), NO_CONTENT)
+        entry = make_entry(name, stat.S_IFREG | 0o644, data=what)
+        if not what:
+            return Record(directory, entry, NO_CONTENT)
+        return Record(directory, entry, Content((Location(0, len(what), self.put(what), 0, b""),)))
+
+
+def make_entry(name: bytes, mode: int, *, data: bytes | None = None, target: bytes = b"") -> Entry:
+    return Entry(
+        name=name,
+        mode=mode,
+        uid=0,
+        gid=0,
+        mtime_ns=MTIME_NS,
+        size=len(target) if data is None else len(data),
+        nlink=1,
+        link_group=0,
+        rdev=0,
+        content_id=b"" if data is None else digest(data),
+        target=target,
+        xattrs=(),
+    )
