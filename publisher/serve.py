@@ -67,7 +67,7 @@ class StoreServer:
         self._acceptor.start()
 
     def statistics(self) -> Statistics:
-        """Counts at this moment."""
+        """Counts at this moment. An answer is counted after it was sent; all are, once the server is closed."""
         with self._lock:
             return Statistics(self._requests, self._sent_bytes, len(self._connections))
 

@@ -27,6 +27,7 @@ from cvfs.mirrors import (
     BREAKER_AGE_S,
     BREAKER_FAILURES,
     BREAKER_MAX_OPEN_S,
+    BREAKER_OPEN_S,
     DISTRUST_S,
     PROBE_S,
     FetchError,
@@ -139,6 +140,15 @@ def test_an_open_breaker_ends_waiting_fetches_and_refuses_new_ones() -> None:
     now = kill(healths[0], 0.0)
     assert plan.decide(now) is None
     assert Plan(healths, now + 30).decide(now) is None
+
+
+def test_failures_of_requests_under_way_do_not_prolong_an_open_breaker() -> None:
+    health = Health()
+    now = kill(health, 0.0)
+    for _ in range(20):
+        health.record_failure(DEAD, now, 0.5)
+    assert health.is_open(now)
+    assert not health.is_open(now + BREAKER_OPEN_S)
 
 
 def test_one_request_tests_a_mirror_whose_breaker_has_had_its_time() -> None:
@@ -394,6 +404,48 @@ def test_a_cancelled_fetch_leaves_nothing_behind(fleet: list[FaultyServer]) -> N
         return await mirrors.fetch_blob(LARGE_REF, 5)
 
     assert run([fleet[0].url], fetch) == LARGE_STORED
+
+
+class Clock:
+    """The real one, but one can let time pass."""
+
+    passed_s = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.passed_s
+
+
+def test_success_ends_a_row_of_failures(fleet: list[FaultyServer]) -> None:
+    clock = Clock()
+
+    async def fetch() -> None:
+        with closing(Transport(user_agent="test", proxies={})) as transport:
+            mirrors = Mirrors(transport, [fleet[0].url], clock=clock)
+            for _ in range(2 * BREAKER_FAILURES):
+                fleet[0].misbehave(servers.status("500 Oops"), times=1)
+                assert await mirrors.fetch_blob(LARGE_REF, 5) == LARGE_STORED
+                clock.passed_s += BREAKER_AGE_S
+
+    trio.run(fetch)
+
+
+def test_cancelled_test_of_a_mirror_is_left_to_the_next_fetch(fleet: list[FaultyServer]) -> None:
+    clock = Clock()
+
+    async def fetch() -> None:
+        with closing(Transport(user_agent="test", proxies={})) as transport:
+            mirrors = Mirrors(transport, [fleet[0].url], clock=clock)
+            fleet[0].misbehave(servers.status("500 Oops"))
+            with pytest.raises(StatusError):
+                await mirrors.fetch_blob(LARGE_REF, 60)  # until the breaker opens
+            clock.passed_s += BREAKER_MAX_OPEN_S
+            fleet[0].misbehave(servers.hang, times=1)
+            with trio.move_on_after(0.2):
+                await mirrors.fetch_blob(LARGE_REF, 60)
+            fleet[0].recover()
+            assert await mirrors.fetch_blob(LARGE_REF, 5) == LARGE_STORED
+
+    trio.run(fetch)
 
 
 def test_a_directory_is_a_mirror(store: Path) -> None:

@@ -225,7 +225,7 @@ def test_keep_alive_counts_and_log(store: Path) -> None:
             ask(client, f"/{NAME}")
         ask(client, "/missing")
         assert server.statistics().connections == 1
-        assert (server.statistics().requests, server.statistics().sent_bytes) == (4, 3 * len(BODY))
+    assert (server.statistics().requests, server.statistics().sent_bytes) == (4, 3 * len(BODY))
     assert lines[-1] == "127.0.0.1 'GET /missing HTTP/1.1' 404 0"
     assert lines[0].endswith(f"200 {len(BODY)}")
 
