@@ -1,0 +1,65 @@
+"""What both command lines share: errors in one line, sizes and times for people, results on stdout alone."""
+
+import json
+import sys
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+
+from cvfs.errors import CvfsError
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+console = Console(stderr=True, highlight=False)
+"""For everything that is not a result: progress, notices."""
+
+
+def run(command: click.Command, program: str) -> NoReturn:
+    """Run a command line to its exit. Whatever a user can do wrong ends as one line on stderr.
+
+    Exit status: 0 success, 1 an error, 2 wrong usage, 130 interrupted.
+    """
+    try:
+        status = command.main(prog_name=program, standalone_mode=False)
+    except click.exceptions.Exit as error:
+        status = error.exit_code
+    except click.UsageError as error:
+        error.show()
+        status = error.exit_code
+    except click.ClickException as error:
+        status = _fail(program, error.format_message())
+    except (CvfsError, OSError) as error:
+        status = _fail(program, str(error))
+    except (KeyboardInterrupt, click.Abort):
+        status = _fail(program, "interrupted", INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(program: str, text: str, status: int = 1) -> int:
+    line = " ".join(text.split())
+    click.echo(f"{program}: error: {line}", err=True)
+    return status
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+def show_size(size_bytes: int) -> str:
+    """As people say it: 512 bytes, 1.5 MiB."""
+    if size_bytes < 1024:
+        return f"{size_bytes} byte{'' if size_bytes == 1 else 's'}"
+    size = float(size_bytes)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1023.95:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} TiB"
+
+
+def show_count(number: int, what: str, plural: str = "") -> str:
+    """1 file, 28,000 files."""
+    return f"{number:,} {what if number == 1 else plural or what + 's'}"

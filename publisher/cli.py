@@ -1,0 +1,127 @@
+"""The command line of the publisher."""
+
+import os
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from cvfs import __version__, terminal
+from publisher.create import create
+from publisher.graft import parse_path
+from publisher.history import read_head
+from publisher.progress import summary, watching
+from publisher.publish import Options, publish
+from publisher.settings import check_apart, exclusion, state_directory
+from publisher.store import open_store
+
+_PROGRAM = "cvfs-publisher"
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name=_PROGRAM)
+def cli() -> None:
+    """Publish directory trees as repositories that cvfs mounts."""
+
+
+@cli.command("init")
+@click.argument("store")
+@click.option("--name", required=True, help="Name of the repository, like a host name: software.example.org")
+@_json
+def init_command(store: str, name: str, as_json: bool) -> None:
+    """Make STORE, a new or empty directory, the store of an empty repository.
+
+    \b
+    Example:
+      cvfs-publisher init /srv/software --name software.example.org
+    """
+    create(store, name, _now_s())
+    if as_json:
+        terminal.print_json({"repository": name, "revision": 0, "store": store})
+    else:
+        click.echo(f"Made {store}: repository {name}, revision 0, empty")
+
+
+@cli.command("publish")
+@click.argument("store")
+@click.argument("tree")
+@click.option("--at", "at", default="", metavar="PATH", help="Replace only this path of the repository.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out, as in a .gitignore. Repeatable.")
+@click.option("--message", "-m", default="", metavar="TEXT", help="What is new, for the log.")
+@click.option("--level", default=3, type=click.IntRange(1, 19), show_default=True, help="Of zstd's compression.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Threads.  [default: one for each processor]")
+@click.option("--state", type=click.Path(path_type=Path), metavar="DIR", help="Where to remember what was published.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="If another publisher is at work.")
+@click.option("--dry-run", is_flag=True, help="Change nothing, only tell what would be done.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+@_json
+def publish_command(
+    store: str,
+    tree: str,
+    at: str,
+    exclude: tuple[str, ...],
+    message: str,
+    level: int,
+    workers: int | None,
+    state: Path | None,
+    wait: bool,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Make a new revision of STORE that is equal to the directory TREE.
+
+    A file that looks as it did when it was last published is not read again. If nothing has changed, there is no new
+    revision. Owners, modes, times, hard links and extended attributes (user.*, security.capability) are kept.
+
+    \b
+    Examples:
+      cvfs-publisher publish /srv/software /opt/software
+      cvfs-publisher publish /srv/software build/ --at tools/gcc/14.2 --exclude '*.o'
+    """
+    opened = open_store(store)
+    options = Options(parse_path(at), level, message, dry_run, exclusion(exclude), workers or os.cpu_count() or 1)
+    kept = state or state_directory(store, read_head(opened).manifest.repository)
+    check_apart(tree, {"store": opened.path, "state directory": kept})
+    with opened.lock(_say_waiting if wait else None), watching(not quiet and not as_json) as watch:
+        report = publish(opened, tree, kept, options, _now_s(), watch)
+    if as_json:
+        terminal.print_json(report.as_json())
+    elif not quiet:
+        click.echo(summary(report))
+
+
+def _say_waiting() -> None:
+    terminal.console.print("Another publisher is at work on this store; waiting for it (--no-wait: do not)")
+
+
+@cli.command("serve")
+@click.argument("store")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8080, type=click.IntRange(0, 65535), show_default=True, help="0: any free one.")
+@click.option("--log", "is_logging", is_flag=True, help="A line on stderr for each request.")
+def serve_command(store: str, host: str, port: int, is_logging: bool) -> None:
+    """Serve STORE over HTTP until interrupted. In production any web server will do.
+
+    \b
+    Example:
+      cvfs-publisher serve /srv/software --port 8080
+    """
+    from publisher.serve import serve
+
+    log = (lambda line: click.echo(line, err=True)) if is_logging else None
+    serve(store, host, port, log=log, announce=click.echo)
+
+
+def _now_s() -> int:
+    """The time of publishing; SOURCE_DATE_EPOCH sets it, for stores that are equal to the last byte."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return int(fixed) if fixed.isdecimal() else int(time.time())
+
+
+def main() -> NoReturn:
+    """The entry point of the command."""
+    terminal.run(cli, _PROGRAM)

@@ -1,0 +1,71 @@
+"""Reading what a store already holds: its head, the revisions before it, their pages."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cvfs.errors import FormatError
+from cvfs.format.blob import blob_path, unseal
+from cvfs.format.manifest import HEAD, decode_manifest
+from cvfs.format.pages import Inner, Page, decode_page
+from cvfs.format.tree import Tree
+from cvfs.model import BlobRef, Manifest
+from publisher.store import Store
+
+_CACHED_PAGES = 64
+"""Enough for every inner page of a tree of a few million entries, and the leaves of one walk."""
+
+
+class Head(NamedTuple):
+    """The newest revision: what its manifest says, and the bytes that say it."""
+
+    manifest: Manifest
+    data: bytes
+
+
+def read_head(store: Store) -> Head:
+    """Raises StoreError, FormatError."""
+    data = store.read_head()
+    try:
+        return Head(decode_manifest(data), data)
+    except FormatError as error:
+        raise FormatError(f"{store.location}/{HEAD}: {error}") from error
+
+
+def read_manifest(store: Store, ref: BlobRef) -> Manifest:
+    """An older manifest. Raises StoreError, IntegrityError, FormatError."""
+    return decode_manifest(read_blob(store, ref))
+
+
+def read_blob(store: Store, ref: BlobRef) -> bytes:
+    """The verified plain bytes of a blob."""
+    return unseal(ref, store.get_blob(ref), f"{store.location}/{blob_path(ref.id)}")
+
+
+def revisions(store: Store, head: Manifest) -> Iterator[Manifest]:
+    """The head and the revisions before it, newest first."""
+    manifest: Manifest | None = head
+    while manifest is not None:
+        yield manifest
+        manifest = None if manifest.parent is None else read_manifest(store, manifest.parent)
+
+
+class Pages:
+    """Loads the pages of a store; the last few are kept decoded, inner pages longer than leaves."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._inner: dict[BlobRef, Page] = {}
+        self._other: dict[BlobRef, Page] = {}
+
+    def __call__(self, ref: BlobRef) -> Page:
+        page = self._inner.get(ref) or self._other.get(ref)
+        if page is None:
+            page = decode_page(read_blob(self._store, ref))
+            kept = self._inner if isinstance(page, Inner) else self._other
+            kept[ref] = page
+            if len(kept) > _CACHED_PAGES:
+                del kept[next(iter(kept))]
+        return page
+
+    def tree(self, manifest: Manifest) -> Tree:
+        return Tree(manifest.root, manifest.level, self)

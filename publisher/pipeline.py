@@ -1,0 +1,246 @@
+"""From a scanned tree to its records: files read, deduplicated, packed and stored on all cores.
+
+One thread, the caller's, decides everything, in key order: what is known already, what goes into which pack. Worker
+threads only read and hash, or compress, hash and store. So the same tree gives the same packs however the threads run,
+and memory holds no more than a few batches, a few packs, and the records that wait for them.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from cvfs.format.pages import LocationPage
+from cvfs.format.tree import Load
+from cvfs.limits import MIB
+from cvfs.model import NO_CONTENT, Content, Entry, Location, Record
+from publisher.chunk import LargeReader
+from publisher.index import Index
+from publisher.large import Chunked, PutPage
+from publisher.listing import SourceTree
+from publisher.pack import MAX_SPAN, Nowhere, Place
+from publisher.packing import Packing
+from publisher.read import MAX_SMALL_BYTES, Plain, changed, read_batch
+from publisher.report import Counts
+from publisher.scan import Run, Unread
+from publisher.stat_cache import StatCache
+
+_BATCH_FILES = 128
+_BATCH_BYTES = 2 * MIB
+"""A task for a worker: big enough to make its overhead small, small enough to share out."""
+
+_NOWHERE = Nowhere()
+
+
+class _Batch(NamedTuple):
+    files: list[Unread]
+    future: Future[list[Plain]]
+
+
+def locate(index: Index, load: Load, entry: Entry) -> Content | None:
+    """Where the content of an entry is stored; None if it has to be read to know."""
+    if not entry.content_id or not entry.size:
+        return NO_CONTENT
+    if entry.size > MAX_SMALL_BYTES:
+        return _locate_large(index, load, entry)
+    piece = index.objects.find(entry.content_id)
+    return None if piece is None else Content((Location(0, entry.size, piece.pack, piece.offset, b""),))
+
+
+def _locate_large(index: Index, load: Load, entry: Entry) -> Content | None:
+    content = index.find_large(entry.content_id)
+    for _, ref in content.location_pages if content is not None else ():
+        page = load(ref)
+        if not isinstance(page, LocationPage):
+            return None
+        if not all(index.blobs.is_present(location.pack) for location in page.locations):
+            return None
+    return content
+
+
+class Pipeline:
+    """Publishes the contents of one tree. `executor`'s threads work for it, on at most `limit` batches."""
+
+    def __init__(
+        self,
+        source: SourceTree,
+        index: Index,
+        cache: StatCache,
+        packing: Packing,
+        put_page: PutPage,
+        executor: Executor,
+        limit: int,
+        counts: Counts,
+    ) -> None:
+        self._source = source
+        self._index = index
+        self._cache = cache
+        self._packing = packing
+        self._put_page = put_page
+        self._executor = executor
+        self._limit = limit
+        self._counts = counts
+        self._batch: list[Unread] = []
+        self._batch_bytes = 0
+        self._reading: deque[_Batch] = deque()
+        self._queue: deque[Record | Unread | Run] = deque()
+        self._number = 0
+
+    def records(self, runs: Iterator[Run], tick: Callable[[], None]) -> Iterator[Record]:
+        """The records of the tree's files, in the order of the runs. `tick` is called often, to show progress.
+
+        Raises PublishError, StoreError.
+        """
+        for run in runs:
+            for item in run.items:
+                self._take(item, tick)
+            if run.is_changed:
+                self._queue.append(run)
+            self._bound_span()
+            self._collect_done()
+            yield from self._drain(wait_above=2 * MAX_SPAN)
+            tick()
+        self._collect_all()
+        self._packing.cut()
+        yield from self._drain(wait_above=0)
+
+    def _take(self, item: Record | Unread, tick: Callable[[], None]) -> None:
+        self._number += 1
+        self._queue.append(item)
+        if isinstance(item, Record):
+            self._count(item.entry)
+            return
+        item.number = self._number
+        if item.same is not None:
+            return
+        if item.status.st_size > MAX_SMALL_BYTES:
+            self._read_large(item, tick)
+            return
+        self._batch.append(item)
+        self._batch_bytes += item.status.st_size
+        if len(self._batch) >= _BATCH_FILES or self._batch_bytes >= _BATCH_BYTES:
+            self._submit_batch()
+
+    def _count(self, entry: Entry) -> None:
+        if entry.is_directory:
+            self._counts.directories += 1
+        else:
+            self._counts.files += 1
+            if entry.content_id:
+                self._counts.tree_bytes += entry.size
+
+    def _submit_batch(self) -> None:
+        while len(self._reading) >= self._limit:
+            self._collect()
+        if self._batch:
+            files, self._batch, self._batch_bytes = self._batch, [], 0
+            self._reading.append(_Batch(files, self._executor.submit(read_batch, self._source, files)))
+
+    def _collect_done(self) -> None:
+        while self._reading and self._reading[0].future.done():
+            self._collect()
+        self._packing.settle_done()
+
+    def _collect_all(self) -> None:
+        self._submit_batch()
+        while self._reading:
+            self._collect()
+
+    def _collect(self) -> None:
+        """Wait for the oldest batch and give its files their places."""
+        batch = self._reading.popleft()
+        for file, plain in zip(batch.files, batch.future.result(), strict=True):
+            self._counts.files_read += 1
+            self._counts.read_bytes += len(plain.data)
+            file.place = self._place(file, plain)
+
+    def _place(self, file: Unread, plain: Plain) -> Place:
+        data, content_id = plain
+        if not data:
+            return _NOWHERE
+        place, is_new = self._packing.objects.place(content_id, data, file.number)
+        if not is_new:
+            self._counts.dedup_bytes += len(data)
+        return place
+
+    def _read_large(self, file: Unread, tick: Callable[[], None]) -> None:
+        if not self._try_large(file, tick) and not self._try_large(file, tick):
+            raise changed(self._source, file)
+
+    def _try_large(self, file: Unread, tick: Callable[[], None]) -> bool:
+        """Read a large file, the next window while one is dealt with. False if it changed meanwhile."""
+        place = Chunked(self._put_page, self._index.add_large)
+        reader = LargeReader(self._source, file)
+        step = self._executor.submit(reader.step)
+        try:
+            is_done = False
+            while not is_done:
+                chunks, is_done = step.result(), reader.is_done
+                if not is_done:
+                    step = self._executor.submit(reader.step)
+                for chunk in chunks:
+                    inside, is_new = self._packing.chunks.place(chunk.chunk_id, chunk.data, file.number)
+                    place.add(chunk, inside)
+                    if not is_new:
+                        self._counts.dedup_bytes += len(chunk.data)
+                self._collect_done()
+                tick()
+        finally:
+            step.exception()  # Not before the worker is done with the file.
+            reader.close()
+        if reader.is_changed:
+            return False
+        self._counts.files_read += 1
+        self._counts.read_bytes += file.status.st_size
+        self._counts.hole_bytes += file.status.st_size - place.size_bytes
+        file.place = place
+        return True
+
+    def _bound_span(self) -> None:
+        """Cut the packs that began too many paths before this one, after whatever else belongs into them."""
+        oldest = self._number - MAX_SPAN
+        if self._batch and self._batch[0].number <= oldest:
+            self._submit_batch()
+        if self._packing.objects.packer.began_before(oldest):
+            self._collect_all()
+            self._packing.objects.packer.cut_before(self._number)
+        self._packing.chunks.packer.cut_before(self._number)
+
+    def _drain(self, wait_above: int) -> Iterator[Record]:
+        """The records at the front of the queue that are finished; waits for more while it is longer than that."""
+        queue = self._queue
+        while queue:
+            head = queue[0]
+            if isinstance(head, Record):
+                yield head
+            elif isinstance(head, Run):
+                self._cache.put(head.path, head.number, head.remembered(), is_last=head.is_last)
+            else:
+                record = self._resolve(head, wait=len(queue) > wait_above)
+                if record is None:
+                    return
+                self._count(record.entry)
+                yield record
+            queue.popleft()
+
+    def _resolve(self, file: Unread, *, wait: bool) -> Record | None:
+        first = file.same or file
+        if wait:
+            self._wait_for(first)
+        content = None if first.place is None or first.entry is None else first.place.resolve(first.entry)
+        if content is None or first.entry is None:
+            return None
+        if file is not first:
+            file.entry, file.seen_ns = replace(first.entry, name=file.name), first.seen_ns
+        return Record(file.directory, file.entry or first.entry, content)
+
+    def _wait_for(self, file: Unread) -> None:
+        while file.place is None:
+            if not self._reading:
+                self._submit_batch()
+            self._collect()
+        while (pack := file.place.unfinished) is not None:
+            if not self._packing.wait_for(pack):
+                return

@@ -1,0 +1,112 @@
+"""What a publisher shows: progress on a terminal, a summary at the end."""
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from cvfs import terminal
+from cvfs.terminal import show_count, show_size
+from publisher.listing import SourceTree
+from publisher.publish import SILENT, Watch
+from publisher.report import Counts, Report
+
+_TICK_S = 0.1
+
+
+class _Rate(ProgressColumn):
+    """Files and bytes done, and bytes a second."""
+
+    def render(self, task: Task) -> Text:
+        files, size_bytes = task.fields["files"], int(task.completed)
+        return Text(f"{show_count(files, 'file')}, {show_size(size_bytes)}, {show_size(int(task.speed or 0))}/s")
+
+
+@contextmanager
+def watching(is_wanted: bool) -> Iterator[Watch]:
+    """Shows progress on stderr, if it is a terminal, until the block ends."""
+    if not is_wanted or not terminal.console.is_terminal:
+        yield SILENT
+        return
+    columns = (TextColumn("Publishing"), BarColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal.console, transient=True) as display:
+        shown = _Shown(display)
+        try:
+            yield Watch(shown.begin, shown.tick)
+        finally:
+            shown.stop()
+
+
+class _Shown:
+    """Feeds the display; a thread walks ahead through the tree to learn how much there is to do."""
+
+    def __init__(self, display: Progress) -> None:
+        self._display = display
+        self._task = display.add_task("publish", total=None, files=0)
+        self._counts = Counts()
+        self._last_s = 0.0
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, source: SourceTree, counts: Counts) -> None:
+        self._counts = counts
+        self._thread = threading.Thread(target=self._measure, args=(source.path,), daemon=True)
+        self._thread.start()
+
+    def tick(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._last_s >= _TICK_S:
+            self._last_s = now_s
+            done_bytes = max(self._counts.tree_bytes, self._counts.read_bytes)
+            self._display.update(self._task, completed=done_bytes, files=self._counts.files)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _measure(self, path: str) -> None:
+        """The total is known when the walk is done; what cannot be read is not this thread's business."""
+        total_bytes = 0
+        for _, _, names, descriptor in os.fwalk(path):
+            if self._stopped.is_set():
+                return
+            for name in names:
+                try:
+                    status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                except OSError:
+                    continue
+                total_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
+        self._display.update(self._task, total=total_bytes)
+
+
+def summary(report: Report) -> str:
+    """The summary of a publish, for people: a few lines."""
+    counts, changes = report.counts, report.changes
+    seconds = max(report.seconds, 1e-3)
+    new, changed, removed, same = changes.new, changes.changed, changes.removed, changes.unchanged
+    packs, pages = show_count(counts.packs, "new pack"), show_count(counts.pages, "new page")
+    saved, squeezed = show_size(counts.saved_by_dedup_bytes), show_size(counts.saved_by_compression_bytes)
+    rate = f"{counts.files / seconds:,.0f} files/s, {show_size(int(counts.tree_bytes / seconds))}/s"
+    lines = [
+        _headline(report),
+        f"  files   {new:,} new, {changed:,} changed, {removed:,} removed, {same:,} unchanged",
+        f"  read    {show_size(counts.read_bytes)} of {show_count(counts.files_read, 'file')}",
+        f"  stored  {show_size(counts.stored_bytes)} in {packs} and {pages}",
+        f"  saved   {saved} by deduplication, {squeezed} by compression",
+        f"  took    {report.seconds:.2f} s: {rate}",
+    ]
+    return "\n".join(lines)
+
+
+def _headline(report: Report) -> str:
+    if report.is_published:
+        return f"Published revision {report.revision} of {report.repository}"
+    if report.changes.is_any:
+        return f"Would publish revision {report.revision + 1} of {report.repository} (dry run)"
+    return f"Nothing has changed: {report.repository} stays at revision {report.revision}"

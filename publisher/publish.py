@@ -1,0 +1,175 @@
+"""Publishing: (tree, parent revision, options) -> new objects and a new manifest; then the head moves, last of all."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from cvfs.format.blob import DEFAULT_LEVEL, seal
+from cvfs.format.manifest import encode_manifest
+from cvfs.format.tree import Root, Tree, build, diff, edit
+from cvfs.model import NO_CONTENT, Entry, Manifest, Record, split
+from publisher.graft import upserts
+from publisher.history import Head, Pages, read_head
+from publisher.index import Index, open_index
+from publisher.learn import learn
+from publisher.listing import Excluded, SourceTree
+from publisher.packing import Packing
+from publisher.pages import PageWriter
+from publisher.pipeline import Pipeline, locate
+from publisher.report import Changes, Counts, Report
+from publisher.scan import Scanner
+from publisher.stat_cache import StatCache
+from publisher.store import DryRunStore, Store
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to publish. `at`: the path in the repository that becomes equal to the tree; b"" is all of it."""
+
+    at: bytes = b""
+    level: int = DEFAULT_LEVEL
+    message: str = ""
+    is_dry_run: bool = False
+    excluded: Excluded | None = None
+    workers: int = field(default_factory=_usable_cpus)
+
+
+class Watch(NamedTuple):
+    """Who is told while a tree is published: `begin` once with the tree, `tick` often with what was counted so far."""
+
+    begin: Callable[[SourceTree, Counts], None]
+    tick: Callable[[], None]
+
+
+SILENT = Watch(lambda _source, _counts: None, lambda: None)
+
+
+def publish(store: Store, tree: str, state: Path, options: Options, published_s: int, watch: Watch = SILENT) -> Report:
+    """Make the newest revision's subtree at `options.at` equal to the directory `tree`. The caller holds the lock.
+
+    `state` keeps what makes the next publish quick. Nothing is visible to readers before all is stored; if nothing has
+    changed, there is no new revision. Raises PublishError, StoreError.
+    """
+    started = time.monotonic()
+    if options.is_dry_run:
+        store = DryRunStore(store)
+    head = read_head(store)
+    source = SourceTree(tree, options.excluded)
+    try:
+        with open_index(state, store.has_blob, keep=not options.is_dry_run) as index:
+            publication = _Publication(store, head.manifest, source, index, options, published_s)
+            root = publication.build(watch)
+            changes = publication.changes(root)
+            is_published = changes.is_any and not options.is_dry_run
+            if is_published:
+                _advance(store, head, _next_manifest(store, head, root, published_s, options.message))
+                index.set_covered(root.page, root.level)
+    finally:
+        source.close()
+    return Report(
+        repository=head.manifest.repository,
+        revision=head.manifest.revision + is_published,
+        is_published=is_published,
+        is_dry_run=options.is_dry_run,
+        root=root.page.id.hex(),
+        changes=changes,
+        counts=publication.counts,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _next_manifest(store: Store, head: Head, root: Root, published_s: int, message: str) -> Manifest:
+    """The manifest of the revision after `head`, whose own manifest becomes one of the store's blobs."""
+    parent, stored = seal(head.data)
+    store.put_blob(parent, stored)
+    return Manifest(
+        repository=head.manifest.repository,
+        revision=head.manifest.revision + 1,
+        published_s=published_s,
+        root=root.page,
+        level=root.level,
+        summary=root.summary,
+        parent=parent,
+        message=message,
+    )
+
+
+def _advance(store: Store, head: Head, manifest: Manifest) -> None:
+    """The last step: everything the manifest speaks of is safely stored; make it the head."""
+    store.sync()
+    store.swap_head(head.data, encode_manifest(manifest))
+
+
+class _Publication:
+    """One tree on its way into one store."""
+
+    def __init__(
+        self, store: Store, parent: Manifest, source: SourceTree, index: Index, options: Options, published_s: int
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._index = index
+        self._options = options
+        self._published_s = published_s
+        self._pages = Pages(store)
+        self._parent = parent
+        self._old = self._pages.tree(parent)
+        self.counts = Counts()
+        self._put_page = PageWriter(store, index, self.counts)
+
+    def build(self, watch: Watch) -> Root:
+        """Store all contents and pages of the new tree."""
+        learn(self._index, self._old, self._pages)
+        watch.begin(self._source, self.counts)
+        with ThreadPoolExecutor(self._options.workers, "publish") as executor:
+            try:
+                return self._build(executor, watch)
+            except BaseException:
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _build(self, executor: ThreadPoolExecutor, watch: Watch) -> Root:
+        options, index, limit = self._options, self._index, 2 * self._options.workers
+        packing = Packing(index, self._store.put_blob, options.level, executor, limit, self.counts)
+        cache = StatCache(index, os.fsencode(self._source.path))
+        scanner = Scanner(self._source, options.at, cache, lambda entry: locate(index, self._pages, entry))
+        pipeline = Pipeline(self._source, index, cache, packing, self._put_page, executor, limit, self.counts)
+        root = scanner.root(split(options.at)[1])
+        records = pipeline.records(scanner.runs(), watch.tick)
+        return self._assemble(root, records)
+
+    def _assemble(self, root: Entry, records: Iterator[Record]) -> Root:
+        """The whole new tree: the source's records alone, or in their place among those of the old tree."""
+        at = self._options.at
+        if not at:
+            return build(chain([Record(b"", root, NO_CONTENT)], records), self._put_page)
+        news = upserts(self._old, at, root, records, self._published_s)
+        return edit(self._old, self._pages, self._put_page, news, at)
+
+    def changes(self, root: Root) -> Changes:
+        """What differs from the parent. Where contents are stored is no difference."""
+        parent, files = self._parent, self.counts.files
+        if parent.summary.entries == 1:
+            is_same = (parent.root, parent.level) == (root.page, root.level)
+            return Changes(files, 0, 0, 0, self.counts.directories + (not is_same))
+        new = changed = removed = directories = 0
+        for before, after in diff(self._old, Tree(root.page, root.level, self._pages), self._pages):
+            some = after or before
+            if some is None or some.entry.is_directory:
+                directories += 1
+            elif before is None or before.entry.is_directory:
+                new += 1
+            elif after is None:
+                removed += 1
+            else:
+                changed += 1
+        return Changes(new, changed, removed, max(files - new - changed, 0), directories)

@@ -1,0 +1,71 @@
+"""Reading small files, a batch at a time, in a worker thread."""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cvfs.errors import PublishError
+from cvfs.format.blob import digest
+from cvfs.limits import MIB
+from cvfs.model import Digest
+from publisher.facts import is_unchanged, make_entry, read_xattrs
+from publisher.listing import SourceTree
+from publisher.scan import Unread
+
+MAX_SMALL_BYTES = 4 * MIB
+"""Above it, a file is cut into chunks."""
+
+OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+"""Should a file have been replaced since it was scanned: follow no link, wait for no fifo."""
+
+
+class Plain(NamedTuple):
+    data: bytes
+    content_id: Digest
+
+
+def read_batch(source: SourceTree, files: Sequence[Unread]) -> list[Plain]:
+    """Read each file and make its entry. Raises PublishError for the first that cannot be read, or changes."""
+    return [_read(source, file) for file in files]
+
+
+def _read(source: SourceTree, file: Unread) -> Plain:
+    """A file that changes meanwhile gets a second chance."""
+    data = _read_once(source, file)
+    if data is None:
+        data = _read_once(source, file)
+    if data is None:
+        raise changed(source, file)
+    return data
+
+
+def changed(source: SourceTree, file: Unread) -> PublishError:
+    return PublishError(f"changed while it was read: {source.show(file.path)}")
+
+
+def _read_once(source: SourceTree, file: Unread) -> Plain | None:
+    """None if the file is not what `file.status` says, which is then brought up to date."""
+    try:
+        descriptor = os.open(file.path, OPEN_FLAGS, dir_fd=source.descriptor)
+        try:
+            file.seen_ns = time.time_ns()
+            before, size = file.status, file.status.st_size
+            data = os.read(descriptor, min(size, MAX_SMALL_BYTES) + 1)
+            xattrs = read_xattrs(descriptor)
+            file.status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise source.error(file.path, error) from error
+    if len(data) != size or not is_unchanged(before, file.status):
+        return None
+    content_id = digest(data)
+    finish(source, file, content_id, xattrs)
+    return Plain(data, content_id)
+
+
+def finish(source: SourceTree, file: Unread, content_id: Digest, xattrs: tuple[tuple[bytes, bytes], ...]) -> None:
+    """Make the entry of a file that has been read."""
+    entry = make_entry(file.name, file.status, xattrs, source.show(file.path), content_id=content_id)
+    file.entry = entry if file.group is None else file.group.apply(entry)

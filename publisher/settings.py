@@ -1,0 +1,38 @@
+"""Where a publisher keeps what it remembers, and what it leaves out."""
+
+import os
+import re
+from pathlib import Path
+
+import pathspec
+
+from cvfs.errors import ConfigError
+from cvfs.format.blob import digest
+from publisher.listing import Excluded
+
+
+def state_directory(location: str, repository: str) -> Path:
+    """The default place for what is remembered of a store: never inside of it, it belongs to this host."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    base = Path("/var/cache") if os.geteuid() == 0 else caches
+    where = digest(os.fsencode(os.path.realpath(location))).hex()[:16]
+    return base / "cvfs-publisher" / f"{repository}-{where}"
+
+
+def exclusion(patterns: tuple[str, ...]) -> Excluded | None:
+    """What the patterns leave out; they mean what they mean in a .gitignore at the top of the tree."""
+    if not patterns:
+        return None
+    try:
+        spec = pathspec.GitIgnoreSpec.from_lines(patterns)
+    except (ValueError, re.error) as error:
+        raise ConfigError(f"not a pattern: {error}") from error
+    return lambda path, is_directory: spec.match_file(os.fsdecode(path) + ("/" if is_directory else ""))
+
+
+def check_apart(tree: str, places: dict[str, Path]) -> None:
+    """Raise ConfigError if one of `places`, by what it is called, is in `tree`: it changes while that is published."""
+    top = Path(os.path.realpath(tree))
+    for what, place in places.items():
+        if Path(os.path.realpath(place)).is_relative_to(top):
+            raise ConfigError(f"the {what} {place} is inside the tree {tree}")

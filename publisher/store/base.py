@@ -1,0 +1,45 @@
+"""What a publisher asks of a store."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from cvfs.errors import StoreError
+from cvfs.model import BlobRef
+
+
+class HeadMovedError(StoreError):
+    """Another publisher made a revision meanwhile."""
+
+
+class Store(Protocol):
+    """Immutable blobs by id, and one mutable head.
+
+    Methods raise StoreError. All but `lock` may be called from several threads at once.
+    """
+
+    @property
+    def location(self) -> str:
+        """What the user calls it: a path or an address."""
+
+    def has_blob(self, ref: BlobRef) -> bool:
+        """Whether the blob is here, in its full size. Its bytes are not looked at."""
+
+    def put_blob(self, ref: BlobRef, stored: bytes) -> bool:
+        """Store a blob; it appears whole or not at all. False if it was here already."""
+
+    def get_blob(self, ref: BlobRef) -> bytes:
+        """The stored bytes; the caller verifies them."""
+
+    def read_head(self) -> bytes:
+        """The head as it is now, unverified."""
+
+    def swap_head(self, expected: bytes, new: bytes) -> None:
+        """Make `new` the head if it still is `expected`. Raises HeadMovedError if it is not."""
+
+    def sync(self) -> None:
+        """Return when all that was put would survive a power failure."""
+
+    def lock(self, waiting: Callable[[], None] | None) -> AbstractContextManager[None]:
+        """Keep other publishers out; ends with the process. If another one has the lock, call `waiting` and wait;
+        without `waiting`, raise StoreError."""

@@ -1,0 +1,206 @@
+"""A store in a directory: data/ and the head as any web server serves them, the publisher's own in .publisher/."""
+
+import ctypes
+import errno
+import fcntl
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cvfs.errors import StoreError
+from cvfs.format.blob import blob_path
+from cvfs.format.manifest import HEAD
+from cvfs.limits import MAX_BLOB_BYTES, MAX_MANIFEST_BYTES
+from cvfs.model import BlobRef
+from publisher.store.base import HeadMovedError
+
+_OWN = ".publisher"
+_LOCK = f"{_OWN}/lock"
+_TEMPORARY = f"{_OWN}/incoming"
+
+
+class DirectoryStore:
+    """See `Store`. Blobs are written beside data/ and renamed into it, so no reader ever sees half of one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.location = str(path)
+        self._root = os.fspath(path)
+        self._numbers = itertools.count()
+
+    def has_blob(self, ref: BlobRef) -> bool:
+        try:
+            return os.stat(self._blob(ref)).st_size == ref.stored_size
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._error("cannot read", error) from error
+
+    def put_blob(self, ref: BlobRef, stored: bytes) -> bool:
+        if self.has_blob(ref):
+            return False
+        try:
+            self._write(blob_path(ref.id), stored)
+        except OSError as error:
+            raise self._error("cannot write", error) from error
+        return True
+
+    def get_blob(self, ref: BlobRef) -> bytes:
+        try:
+            with open(self._blob(ref), "rb") as file:
+                return file.read(MAX_BLOB_BYTES + 1)
+        except OSError as error:
+            raise self._error("cannot read", error) from error
+
+    def read_head(self) -> bytes:
+        try:
+            with open(f"{self._root}/{HEAD}", "rb") as file:
+                return file.read(MAX_MANIFEST_BYTES + 1)
+        except OSError as error:
+            raise self._error("cannot read", error) from error
+
+    def swap_head(self, expected: bytes, new: bytes) -> None:
+        if self.read_head() != expected:
+            raise HeadMovedError(f"{self.location}: another publisher has made a new revision meanwhile")
+        self.write_head(new)
+
+    def write_head(self, new: bytes) -> None:
+        """Replace the head durably."""
+        try:
+            self._write(HEAD, new, durable=True)
+            _sync_directory(self._root)
+        except OSError as error:
+            raise self._error("cannot write", error) from error
+
+    def sync(self) -> None:
+        try:
+            _sync_file_system(self._root)
+        except OSError as error:
+            raise self._error("cannot write", error) from error
+
+    @contextmanager
+    def lock(self, waiting: Callable[[], None] | None) -> Iterator[None]:
+        """As `Store.lock`, by flock(2). What a killed publisher left half-written is removed."""
+        try:
+            descriptor = os.open(f"{self._root}/{_LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise self._error("cannot lock", error) from error
+        try:
+            self._acquire(descriptor, waiting)
+            self._remove_temporary_files()
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _acquire(self, descriptor: int, waiting: Callable[[], None] | None) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is None:
+                raise StoreError(f"{self.location}: another publisher is at work") from None
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise self._error("cannot lock", error) from error
+
+    def _remove_temporary_files(self) -> None:
+        try:
+            for entry in os.scandir(f"{self._root}/{_TEMPORARY}"):
+                with suppress(FileNotFoundError):
+                    os.unlink(entry.path)
+        except OSError as error:
+            raise self._error("cannot clean up", error) from error
+
+    def _write(self, relative: str, data: bytes, *, durable: bool = False) -> None:
+        temporary = f"{self._root}/{_TEMPORARY}/{os.getpid()}-{threading.get_ident()}-{next(self._numbers)}"
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                write_all(descriptor, data)
+                if durable:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._rename(temporary, f"{self._root}/{relative}")
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def _rename(self, temporary: str, target: str) -> None:
+        try:
+            os.rename(temporary, target)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.rename(temporary, target)
+
+    def _blob(self, ref: BlobRef) -> str:
+        return f"{self._root}/{blob_path(ref.id)}"
+
+    def _error(self, what: str, error: OSError) -> StoreError:
+        where = f" ({error.filename})" if error.filename else ""
+        return StoreError(f"{what} the store {self.location}: {error.strerror}{where}")
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """write(2) until all of `data` is written: a nearly full disk takes a part of it first."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def open_store(location: str) -> DirectoryStore:
+    """The store at `location`. Raises StoreError if there is none."""
+    path = Path(location).absolute()
+    try:
+        os.stat(path / HEAD)
+        os.makedirs(path / _TEMPORARY, exist_ok=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(
+            f"not a store: {location} (make one with: cvfs-publisher init {location} --name NAME)"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"cannot use the store {location}: {error.strerror}") from error
+    return DirectoryStore(path)
+
+
+def create_store(location: str) -> DirectoryStore:
+    """An empty store in a new or empty directory; it becomes one that `open_store` knows when its head is written."""
+    path = Path(location).absolute()
+    try:
+        os.makedirs(path, exist_ok=True)
+        if (path / HEAD).exists():
+            raise StoreError(f"already a store: {location}")
+        if set(os.listdir(path)) - {_OWN, "data"}:
+            raise StoreError(f"not empty: {location}")
+        os.makedirs(path / _TEMPORARY, exist_ok=True)
+        os.makedirs(path / "data", exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make a store in {location}: {error.strerror}") from error
+    return DirectoryStore(path)
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_file_system(path: str) -> None:
+    """syncfs(2), which Python lacks: one call for all new files. Elsewhere than on Linux, sync(2)."""
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:
+        os.sync()
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if syncfs(descriptor) != 0:
+            number = ctypes.get_errno() or errno.EIO
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(descriptor)
