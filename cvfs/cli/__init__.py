@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except CvfsError as error:
-        print(f"cvfs: error: {error}", file=sys.stderr)
+        click.echo(f"cvfs: error: {error}", err=True)
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()

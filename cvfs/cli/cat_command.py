@@ -19,9 +19,7 @@ BLOCK_BYTES = 4 << 20
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @common.revision_option
 @common.storage_options
-def command(
-    url: str, paths: tuple[str, ...], revision: int | None, cache: Path | None, state_dir: Path | None
-) -> None:
+def command(url: str, paths: tuple[str, ...], revision: int | None, cache: Path | None, state_dir: Path | None) -> None:
     """Write the files PATH... of the repository at URL to standard output, one after the other.
 
     Symbolic links inside of the repository are followed. What is written was verified before.

@@ -1,8 +1,7 @@
 """A repository, opened: transport, mirrors, cache, fetcher and the tasks behind them, put together and taken apart."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import trio

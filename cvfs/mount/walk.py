@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import AsyncIterator
+from functools import partial
 
 from cvfs.errors import PathError
 from cvfs.format.tree.lookup import Found
@@ -41,7 +42,7 @@ async def list_runs(repository: Repository, directory: bytes) -> AsyncIterator[t
     """What `directory` lists, by name; as many at a time as stand in one page."""
     after = b""
     while True:
-        found = await repository.bring(lambda after=after: repository.listing_nowait(directory, after))
+        found = await repository.bring(partial(repository.listing_nowait, directory, after))
         if found is None:
             return
         group = found.group
@@ -59,7 +60,9 @@ def _check_link(entry: Entry, path: bytes, links: int) -> None:
     if links > MAX_LINKS:
         raise PathError(errno.ELOOP, path)
     if entry.target.startswith(b"/"):
-        raise PathError(errno.ENOENT, path + b" (a symbolic link leads out of the repository, to " + entry.target + b")")
+        raise PathError(
+            errno.ENOENT, path + b" (a symbolic link leads out of the repository, to " + entry.target + b")"
+        )
 
 
 def _came_back(found: Found, done: bytes) -> bool:

@@ -1,0 +1,83 @@
+"""cvfs mount."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from cvfs.cli import common
+from cvfs.config import parse_location
+from cvfs.mount.request import ENGINES, MountRequest, apply_options
+
+
+@click.command("mount", epilog="Example: cvfs mount http://software.example.org /mnt/software")
+@click.argument("url")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("-f", "--foreground", is_flag=True, help="Do not go to the background; for systemd.")
+@click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Options as of mount(8), separated by commas.")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", help="What speaks to the kernel.")
+@click.option("--allow-other/--no-allow-other", default=None, help="Let other users in [default: where permitted].")
+@click.option("--suid", is_flag=True, help="Let set-id bits count.")
+@click.option("--dev", is_flag=True, help="Let device files count.")
+@click.option("--log-file", type=click.Path(path_type=Path), metavar="FILE", help="Where the daemon logs to.")
+@common.revision_option
+@common.storage_options
+def command(
+    url: str,
+    directory: Path,
+    foreground: bool,
+    options: tuple[str, ...],
+    engine: str,
+    allow_other: bool | None,
+    suid: bool,
+    dev: bool,
+    log_file: Path | None,
+    revision: int | None,
+    cache: Path | None,
+    state_dir: Path | None,
+) -> None:
+    """Mount the repository at URL on DIRECTORY, read-only, and return when it can be used.
+
+    URL is http://..., https://..., file://... or the directory of a store. DIRECTORY must be empty, unless -o
+    nonempty. A daemon serves the mount until `cvfs umount DIRECTORY`.
+    """
+    settings = common.make_settings(cache, state_dir)
+    request = MountRequest(
+        url=parse_location(url),
+        directory=_resolve(directory),
+        settings=settings,
+        revision=revision,
+        engine=engine,
+        allow_other=allow_other,
+        suid=suid,
+        dev=dev,
+    )
+    request = apply_options(request, options)
+    if foreground:
+        _serve(request, lambda warnings: None)
+    else:
+        _serve_in_background(request, log_file)
+
+
+def _resolve(directory: Path) -> Path:
+    """The canonical path, found without asking what is mounted there: that may hang, or be dead."""
+    absolute = directory.absolute()
+    return absolute.parent.resolve() / absolute.name if absolute.name != ".." else absolute.resolve()
+
+
+def _serve_in_background(request: MountRequest, log_file: Path | None) -> None:
+    from cvfs.mount.daemon import run_in_background
+    from cvfs.mount.logs import log_name
+
+    log_file = log_file.absolute() if log_file else request.settings.logs / log_name(request.directory)
+    for warning in run_in_background(lambda ready: _serve(request, ready), log_file):
+        click.echo(f"cvfs: warning: {warning}", err=True)
+
+
+def _serve(request: MountRequest, ready: Callable[[list[str]], None]) -> None:
+    from cvfs.mount.logs import setup_logging
+
+    recent = setup_logging()
+    from cvfs.mount.worker import run_mount
+
+    run_mount(request, recent, lambda: ready([event.message for event in recent.events]))

@@ -1,0 +1,84 @@
+"""cvfs status."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cvfs.cli import common
+from cvfs.config import Settings
+
+_COLUMNS = ("MOUNTPOINT", "STATE", "REPOSITORY", "REVISION", "PUBLISHED", "ERRORS/H", "URL")
+
+
+@click.command("status", epilog="Example: cvfs status /mnt/software --json")
+@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@click.option("--json", "as_json", is_flag=True, help="All there is to know, as one JSON object.")
+def command(directory: Path | None, as_json: bool) -> None:
+    """Show all mounts, or all there is to know of the one on DIRECTORY.
+
+    The exit status is 0 if all is well, 1 if a mount is offline, dead, or does not answer.
+    """
+    from cvfs.mount.overview import list_mounts, mount_at
+    from cvfs.mount.runtime import Runtime
+
+    runtime = Runtime(Settings().runtime)
+    mounts = list_mounts(runtime) if directory is None else [mount_at(directory.absolute(), runtime)]
+    if as_json:
+        click.echo(json.dumps({"mounts": mounts}, indent=2))
+    elif directory is not None:
+        _print_details(mounts[0])
+    elif mounts:
+        _print_table([_COLUMNS, *map(_row, mounts)])
+    else:
+        click.echo("no mounts", err=True)
+    if any(mount["state"] != "ok" for mount in mounts):
+        sys.exit(1)
+
+
+def _row(status: dict[str, Any]) -> Sequence[str]:
+    return (
+        status["mountpoint"],
+        status["state"],
+        status.get("repository", "?"),
+        str(status.get("revision", "?")),
+        _date(status["published_s"]) if "published_s" in status else "?",
+        str(status.get("errors_last_hour", "?")),
+        status["url"],
+    )
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        click.echo(common.printable(line.encode(errors="surrogateescape"), escape=True))
+
+
+def _print_details(status: dict[str, Any]) -> None:
+    events = status.pop("events", [])
+    for name, value in _flat(status):
+        click.echo(f"{name + ':':<24} {value}")
+    for event in events:
+        click.echo(f"{_date(event['time_s'])}  {event['level']}: {event['message']}")
+
+
+def _flat(status: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and values as they are shown; what is nested has names with dots."""
+    lines: list[tuple[str, str]] = []
+    for name, value in status.items():
+        if isinstance(value, dict):
+            lines += _flat(value, f"{prefix}{name}.")
+        elif name.endswith("_s") and name != "uptime_s":
+            lines.append((prefix + name.removesuffix("_s"), _date(value)))
+        else:
+            lines.append((prefix + name, str(value)))
+    return lines
+
+
+def _date(time_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_s))

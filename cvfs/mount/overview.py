@@ -1,0 +1,38 @@
+"""All mounts of this host that can be seen from here, with what their daemons say."""
+
+from pathlib import Path
+from typing import Any
+
+from cvfs.errors import MountError
+from cvfs.fuse.mountinfo import MountInfo, find_mount, parse_mounts
+from cvfs.mount.point import is_dead, is_ours
+from cvfs.mount.runtime import Runtime, ask
+
+Status = dict[str, Any]
+
+
+def list_mounts(runtime: Runtime) -> list[Status]:
+    """The status of each cvfs mount, by mount point."""
+    mounts = parse_mounts(Path("/proc/self/mountinfo").read_bytes())
+    ours = {mount.directory: mount for mount in mounts if is_ours(mount)}
+    return [_status(mount, runtime) for _, mount in sorted(ours.items())]
+
+
+def mount_at(directory: Path, runtime: Runtime) -> Status:
+    """The status of the mount on `directory`. Raises MountError if there is none of ours."""
+    mounted = find_mount(directory)
+    if mounted is None or not is_ours(mounted):
+        raise MountError(f"no repository is mounted on {directory}")
+    return _status(mounted, runtime)
+
+
+def _status(mounted: MountInfo, runtime: Runtime) -> Status:
+    """What the daemon says, with a "state": ok, offline, or why it says nothing."""
+    try:
+        status = ask(runtime.socket_of(mounted.directory), "status")
+    except MountError as error:
+        dead = is_dead(mounted.directory)
+        problem = "its process is gone: unmount it (cvfs umount)" if dead else f"of another user, or hanging: {error}"
+        state = "dead" if dead else "unknown"
+        return {"mountpoint": str(mounted.directory), "url": mounted.source, "state": state, "problem": problem}
+    return {**status, "state": "offline" if status.get("offline") else "ok"}

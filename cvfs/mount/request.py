@@ -1,0 +1,65 @@
+"""What a user asks for when he asks for a mount."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cvfs.config import Settings
+from cvfs.errors import ConfigError
+
+ENGINES = ("auto", "pyfuse3")
+
+FUSE_CONF = Path("/etc/fuse.conf")
+
+_SETTERS: dict[str, dict[str, Any]] = {
+    "suid": {"suid": True},
+    "nosuid": {"suid": False},
+    "dev": {"dev": True},
+    "nodev": {"dev": False},
+    "allow_other": {"allow_other": True},
+    "nonempty": {"nonempty": True},
+}
+_IGNORED = {"ro", "exec", "default_permissions", "noatime", "nodiratime", "relatime"} | {
+    # These are for mount(8) and systemd.
+    *("defaults", "auto", "noauto", "nofail", "_netdev", "user", "users", "nouser")
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """A mount of the repository at `url` on `directory`, an absolute path. `allow_other` None: where permitted."""
+
+    url: str
+    directory: Path
+    settings: Settings
+    revision: int | None = None
+    engine: str = "auto"
+    allow_other: bool | None = None
+    suid: bool = False
+    dev: bool = False
+    nonempty: bool = False
+
+
+def apply_options(request: MountRequest, options: Iterable[str]) -> MountRequest:
+    """`request` as the comma-separated words of mount(8) change it. Raises ConfigError for one that means nothing."""
+    for word in (word.strip() for text in options for word in text.split(",")):
+        if word in _SETTERS:
+            request = replace(request, **_SETTERS[word])
+        elif word == "rw":
+            raise ConfigError("a cvfs mount is read-only: leave out -o rw")
+        elif word and word not in _IGNORED and not word.startswith(("x-", "X-", "comment=")):
+            raise ConfigError(f"unknown mount option {word!r}: known are {', '.join(sorted(_SETTERS))}")
+    return request
+
+
+def may_allow_other(conf: Path = FUSE_CONF) -> bool:
+    """Whether this user may let others enter a mount: root, or any user if /etc/fuse.conf says so."""
+    if os.geteuid() == 0:
+        return True
+    try:
+        lines = conf.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return False
+    return any(line.strip() == "user_allow_other" for line in lines)
