@@ -166,6 +166,7 @@ def chunked(chunk_bytes: int = 1000, end: bytes = b"0\r\n\r\n") -> Fault:
             chunk = body[start : start + chunk_bytes]
             exchange.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
         exchange.send(end)
+        exchange.keep = end == b"0\r\n\r\n"
 
     return fault
 
@@ -298,7 +299,7 @@ class FaultyServer:
 
     def _serve_one(self, connection: socket.socket, stream: Iterator[bytes]) -> bool:
         head = [line.decode("latin-1").strip() for line in iter(lambda: next(stream, b"\r\n"), b"\r\n")]
-        if not head:
+        if not head or head[0].count(" ") != 2:  # it has left, or speaks something else
             return False
         path = head[0].split(" ")[1]
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}

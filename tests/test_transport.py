@@ -80,7 +80,7 @@ async def wait_until_idle(transport: Transport) -> None:
 # What arrives
 
 
-@pytest.mark.parametrize("fault", [servers.behave, servers.chunked(), servers.unannounced], ids=str)
+@pytest.mark.parametrize("fault", [servers.behave, servers.chunked(), servers.unannounced], ids=["", "chunks", "end"])
 def test_body_arrives_whole_however_it_is_framed(server: FaultyServer, transport: Transport, fault: Any) -> None:
     server.misbehave(fault)
     assert get(transport, f"{server.url}/blob").data == BODY
@@ -146,6 +146,17 @@ def test_connections_are_kept_alive(server: FaultyServer, transport: Transport) 
     for _ in range(5):
         get(transport, f"{server.url}/blob")
     assert server.connections == 1
+
+
+def test_kept_connection_that_was_closed_meanwhile_is_replaced(server: FaultyServer, transport: Transport) -> None:
+    get(transport, f"{server.url}/blob")
+    server.misbehave(servers.raw(b""), times=1)
+    assert get(transport, f"{server.url}/blob").data == BODY
+    assert (server.requests["/blob"], server.connections) == (3, 2)
+    server.misbehave(servers.raw(b""))
+    with pytest.raises(UnreachableError):
+        get(transport, f"{server.url}/blob")
+    assert server.requests["/blob"] == 5
 
 
 def test_many_at_once_use_no_more_connections_than_allowed(server: FaultyServer) -> None:

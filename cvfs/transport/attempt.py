@@ -34,7 +34,7 @@ class Attempt:
     def __init__(self, url: str, *, limit_bytes: int, exact: bool, deadline: float, read_timeout_s: float) -> None:
         self.url = url
         self.received_bytes = 0
-        self.connected = self.answered = False
+        self.connected = self.answered = self.reuses = False
         self._limit_bytes, self._exact = limit_bytes, exact
         self._deadline, self._read_timeout_s = deadline, read_timeout_s
         self._aborted = False

@@ -63,6 +63,7 @@ class _Watched(urllib3.connection.HTTPConnection):
         _current.attempt.watch(self.sock, self)
 
     def request(self, *args: Any, **options: Any) -> None:
+        _current.attempt.reuses = self.sock is not None
         if self.sock is not None:
             _current.attempt.watch(self.sock, self)
         super().request(*args, **options)
@@ -177,9 +178,19 @@ class Http:
         raise StatusError(attempt.url, status, f"more than {MAX_REDIRECTS} redirects")
 
     def _send(self, url: str, attempt: Attempt, headers: dict[str, str]) -> requests.Response:
-        request = _make_request(url, headers)
+        try:
+            return self._send_once(url, attempt, headers)
+        except requests.ConnectionError:
+            # A connection that was kept alive may be closed by the other side just as it is taken up again. That says
+            # nothing of the server, so it is no retry of the kind that only `cvfs.mirrors` makes.
+            if not attempt.reuses:
+                raise
+        return self._send_once(url, attempt, headers)
+
+    def _send_once(self, url: str, attempt: Attempt, headers: dict[str, str]) -> requests.Response:
         left_s = attempt.time_left_s()
         timeouts_s = (min(self._connect_timeout_s, left_s), min(self._read_timeout_s, left_s))
+        request = _make_request(url, headers)
         return self._adapter.send(request, stream=True, timeout=timeouts_s, proxies=self._find_proxies(url))
 
     def _make_headers(self, first_url: str, url: str, etag: str | None, fresh: bool) -> dict[str, str]:
