@@ -9,7 +9,7 @@ import trio
 import cvfs
 from cvfs.cache import Cache
 from cvfs.config import Settings
-from cvfs.errors import TooSlowError
+from cvfs.errors import CvfsError, TooSlowError
 from cvfs.fetcher import Fetcher
 from cvfs.heads import Head, Heads, find_revision, state_key
 from cvfs.inodes import Numbering
@@ -94,7 +94,20 @@ async def _services() -> AsyncIterator[trio.Nursery]:
 
 
 def single(error: BaseException) -> BaseException:
-    """The one exception in a group of groups of one; the group if there are more."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+    """The one exception in a group that has to be told: the first if all are ours, else the one that is not.
+
+    A group with several that nobody expected stays what it is.
+    """
+    leaves = [leaf for leaf in _leaves(error) if not isinstance(leaf, trio.Cancelled)]
+    unexpected = [leaf for leaf in leaves if not isinstance(leaf, CvfsError)]
+    if len(unexpected) > 1 or not leaves:
+        return error
+    return (unexpected or leaves)[0]
+
+
+def _leaves(group: BaseException) -> Iterator[BaseException]:
+    if isinstance(group, BaseExceptionGroup):
+        for inner in group.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield group

@@ -1,0 +1,191 @@
+"""Copies of files and trees out of a repository, as `cp -a` makes them; whatever has its final name is complete."""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from cvfs.errors import PathError
+from cvfs.fetcher import Fetcher
+from cvfs.file import File
+from cvfs.format.tree.lookup import Found
+from cvfs.model import Entry
+from cvfs.mount.walk import list_runs
+from cvfs.repository import Repository
+
+BLOCK_BYTES = 4 << 20
+PARALLEL = 16
+"""Files under way at once: enough to keep all connections busy when each file is in another pack."""
+
+_ZEROS = bytes(BLOCK_BYTES)
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+_UNSUPPORTED = (errno.EPERM, errno.EACCES, errno.ENOTSUP)
+
+
+class Copier:
+    """Copies records of `repository`. `report(files, size_bytes)` is told of what was written.
+
+    Owners are kept by root only, as by cp(1); set-id bits only with their owner. Extended attributes are kept where
+    the target can. Raises PathError with what the system said of the target, and what a read raises.
+    """
+
+    def __init__(self, repository: Repository, fetcher: Fetcher, report: Callable[[int, int], None]) -> None:
+        self._repository, self._fetcher, self._report = repository, fetcher, report
+        self._limiter = trio.CapacityLimiter(PARALLEL)
+        self._serial = 0
+        self._first_names: dict[int, bytes] = {}
+        self._other_names: list[tuple[bytes, bytes]] = []
+        self._directories: list[tuple[bytes, Entry]] = []
+
+    async def copy(self, found: Found, target: bytes) -> None:
+        """`found`, with all below it if it is a directory, becomes `target`. What is there already is replaced name by
+        name, never a directory by something else."""
+        async with trio.open_nursery() as nursery:
+            await self._copy(nursery, found, target)
+        with _errors_of(target):
+            for first, other in self._other_names:
+                self._put(other, lambda temporary, first=first: os.link(first, temporary))  # type: ignore[misc]
+            for directory, entry in reversed(self._directories):
+                _set_attributes(directory, entry)
+
+    async def _copy(self, nursery: trio.Nursery, found: Found, target: bytes) -> None:
+        pending = [(found, target)]
+        while pending:
+            found, target = pending.pop()
+            if not found.entry.is_directory:
+                await self._copy_leaf(nursery, found, target)
+                continue
+            with _errors_of(target):
+                _make_directory(target)
+            self._directories.append((target, found.entry))
+            below = []
+            async for run in list_runs(self._repository, found.record.path):
+                for item in run:
+                    path = target + b"/" + item.entry.name
+                    if item.entry.is_directory:
+                        below.append((item, path))
+                    else:
+                        await self._copy_leaf(nursery, item, path)
+            pending += reversed(below)
+
+    async def _copy_leaf(self, nursery: trio.Nursery, found: Found, target: bytes) -> None:
+        entry = found.entry
+        if entry.link_group and entry.link_group in self._first_names:
+            self._other_names.append((self._first_names[entry.link_group], target))
+            return
+        if entry.link_group:
+            self._first_names[entry.link_group] = target
+        if not entry.is_regular:
+            with _errors_of(target):
+                self._make_special(entry, target)
+            return
+        slot = object()
+        await self._limiter.acquire_on_behalf_of(slot)
+        nursery.start_soon(self._copy_file, found, target, slot)
+
+    async def _copy_file(self, found: Found, target: bytes, slot: object) -> None:
+        temporary = self._temporary(target)
+        try:
+            with _errors_of(target), _new_file(temporary) as descriptor:
+                await self._write(File(found, self._fetcher), descriptor)
+                _set_attributes(descriptor, found.entry)
+                os.rename(temporary, target)
+            self._report(1, 0)
+        finally:
+            self._limiter.release_on_behalf_of(slot)
+
+    async def _write(self, file: File, descriptor: int) -> None:
+        """Whole; where a block is all zeros a hole is left."""
+        size = file.entry.size
+        os.ftruncate(descriptor, size)
+        for offset in range(0, size, BLOCK_BYTES):
+            block = await file.read(offset, BLOCK_BYTES)
+            if block != _ZEROS:
+                await trio.to_thread.run_sync(_write_at, descriptor, block, offset)
+            self._report(0, len(block))
+
+    def _make_special(self, entry: Entry, target: bytes) -> None:
+        """A symbolic link, or a file that is no more than its inode."""
+
+        def make(temporary: bytes) -> None:
+            if entry.is_symlink:
+                os.symlink(entry.target, temporary)
+            else:
+                os.mknod(temporary, stat.S_IFMT(entry.mode) | 0o600, entry.rdev)
+            _set_attributes(temporary, entry)
+
+        self._put(target, make)
+        self._report(1, 0)
+
+    def _put(self, target: bytes, make: Callable[[bytes], None]) -> None:
+        """Let `make` make a file of another name, then give it the name `target`."""
+        temporary = self._temporary(target)
+        try:
+            make(temporary)
+            os.rename(temporary, target)
+        finally:
+            # Also after success: rename(2) does nothing to two names of one file.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def _temporary(self, target: bytes) -> bytes:
+        self._serial += 1
+        return b"%s/.cvfs-%d-%d" % (os.path.dirname(target) or b".", os.getpid(), self._serial)
+
+
+@contextmanager
+def _errors_of(target: bytes) -> Iterator[None]:
+    """What the system says of the target is the user's to know, with the path."""
+    try:
+        yield
+    except OSError as error:
+        raise PathError(error.errno or errno.EIO, target) from None
+
+
+@contextmanager
+def _new_file(path: bytes) -> Iterator[int]:
+    """A descriptor of a new file, which is removed unless it was renamed meanwhile."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _make_directory(path: bytes) -> None:
+    """A directory that can be filled; its own mode comes at the end. A symbolic link to one is not one."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise
+
+
+def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(descriptor, left, offset)
+        left, offset = left[written:], offset + written
+
+
+def _set_attributes(target: bytes | int, entry: Entry) -> None:
+    """Owner, mode, extended attributes and time; chown(2) clears set-id bits, so the mode comes after it."""
+    follow = isinstance(target, int)
+    owned = os.geteuid() == 0
+    if owned:
+        os.chown(target, entry.uid, entry.gid, follow_symlinks=follow)
+    for name, value in entry.xattrs:
+        try:
+            os.setxattr(target, name, value, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+    if not entry.is_symlink:
+        os.chmod(target, stat.S_IMODE(entry.mode) & ~(0 if owned else _SET_ID))
+    os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=follow)
