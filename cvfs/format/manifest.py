@@ -122,7 +122,9 @@ def _check_version(document: _Format) -> None:
     if document.format != FORMAT:
         raise FormatError(f"format version {document.format}; this cvfs reads version {FORMAT}")
     if document.features:
-        raise FormatError(f"the repository needs features that this cvfs lacks: {', '.join(document.features)[:200]}")
+        raise FormatError(
+            f"the repository needs features that this cvfs lacks: {', '.join(map(repr, document.features))[:200]}"
+        )
 
 
 def _blob_ref(ref: _Ref) -> BlobRef:
