@@ -12,7 +12,6 @@ Xattrs = tuple[tuple[bytes, bytes], ...]
 
 _NOT_SUPPORTED = (errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES)
 _MAX_RDEV = 0xFFFFFFFF
-_MIN_TIME_NS, _MAX_TIME_NS = -(1 << 63), (1 << 63) - 1
 _MAX_TIME_NS = (1 << 63) - 1
 
 
@@ -42,26 +41,24 @@ def read_xattrs(file: int | bytes) -> Xattrs:
 
 
 def make_entry(
-    name: bytes, status: os.stat_result, xattrs: Xattrs, *, target: bytes = b"", content_id: bytes = b""
+    name: bytes, status: os.stat_result, xattrs: Xattrs, show: str, *, target: bytes = b"", content_id: bytes = b""
 ) -> Entry:
-    """The entry of a file with a single name. Raises PublishError, without the path, if the format cannot hold it."""
+    """The entry of a file with a single name. Raises PublishError where the format cannot hold the facts."""
     mode = status.st_mode
     size = len(target) if target else status.st_size if stat.S_ISREG(mode) else 0
     rdev = status.st_rdev if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else 0
-    if xattrs and sum(len(key) + len(value) for key, value in xattrs) > MAX_XATTRS_BYTES:
-        raise PublishError(f"extended attributes over {MAX_XATTRS_BYTES} bytes")
+    if sum(len(key) + len(value) for key, value in xattrs) > MAX_XATTRS_BYTES:
+        raise PublishError(f"extended attributes over {MAX_XATTRS_BYTES} bytes: {show}")
     if size > MAX_OBJECT_BYTES:
-        raise PublishError(f"a file of {size} bytes is over the limit")
+        raise PublishError(f"a file of {size} bytes is over the limit: {show}")
     if rdev > _MAX_RDEV:
-        raise PublishError("a device number over 32 bits")
-    if not -_MAX_TIME_NS <= status.st_mtime_ns <= _MAX_TIME_NS:
-        raise PublishError("a time of modification before 1678 or after 2262")
-    if status.st_uid > MAX_ID or status.st_gid > MAX_ID:
-        raise PublishError(f"owner or group {MAX_ID + 1}")
+        raise PublishError(f"a device number over 32 bits: {show}")
+    if max(status.st_uid, status.st_gid) > MAX_ID:
+        raise PublishError(f"owner or group {MAX_ID + 1}: {show}")
     nlink = 2 if stat.S_ISDIR(mode) else 1
     mtime_ns = status.st_mtime_ns
-    if not _MIN_TIME_NS <= mtime_ns <= _MAX_TIME_NS:
-        raise PublishError(f"a time before 1677 or after 2262, more than 64 bits of nanoseconds hold: {show}")
+    if not -_MAX_TIME_NS <= mtime_ns <= _MAX_TIME_NS:
+        raise PublishError(f"a time of modification before 1678 or after 2262: {show}")
     return Entry(name, mode, status.st_uid, status.st_gid, mtime_ns, size, nlink, 0, rdev, content_id, target, xattrs)
 
 
