@@ -41,24 +41,24 @@ def read_xattrs(file: int | bytes) -> Xattrs:
 
 
 def make_entry(
-    name: bytes, status: os.stat_result, xattrs: Xattrs, show: str, *, target: bytes = b"", content_id: bytes = b""
+    name: bytes, status: os.stat_result, xattrs: Xattrs, *, target: bytes = b"", content_id: bytes = b""
 ) -> Entry:
-    """The entry of a file with a single name. Raises PublishError where the format cannot hold the facts."""
+    """The entry of a file with a single name. Raises PublishError, without the path, if the format cannot hold it."""
     mode = status.st_mode
     size = len(target) if target else status.st_size if stat.S_ISREG(mode) else 0
     rdev = status.st_rdev if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else 0
-    if sum(len(key) + len(value) for key, value in xattrs) > MAX_XATTRS_BYTES:
-        raise PublishError(f"extended attributes over {MAX_XATTRS_BYTES} bytes: {show}")
+    if xattrs and sum(len(key) + len(value) for key, value in xattrs) > MAX_XATTRS_BYTES:
+        raise PublishError(f"extended attributes over {MAX_XATTRS_BYTES} bytes")
     if size > MAX_OBJECT_BYTES:
-        raise PublishError(f"a file of {size} bytes is over the limit: {show}")
+        raise PublishError(f"a file of {size} bytes is over the limit")
     if rdev > _MAX_RDEV:
-        raise PublishError(f"a device number over 32 bits: {show}")
-    if max(status.st_uid, status.st_gid) > MAX_ID:
-        raise PublishError(f"owner or group {MAX_ID + 1}: {show}")
+        raise PublishError("a device number over 32 bits")
+    if not -_MAX_TIME_NS <= status.st_mtime_ns <= _MAX_TIME_NS:
+        raise PublishError("a time of modification before 1678 or after 2262")
+    if status.st_uid > MAX_ID or status.st_gid > MAX_ID:
+        raise PublishError(f"owner or group {MAX_ID + 1}")
     nlink = 2 if stat.S_ISDIR(mode) else 1
     mtime_ns = status.st_mtime_ns
-    if not -_MAX_TIME_NS <= mtime_ns <= _MAX_TIME_NS:
-        raise PublishError(f"a time of modification before 1678 or after 2262: {show}")
     return Entry(name, mode, status.st_uid, status.st_gid, mtime_ns, size, nlink, 0, rdev, content_id, target, xattrs)
 
 

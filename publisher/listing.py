@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from cvfs.errors import PublishError
-from cvfs.limits import MAX_NAME_BYTES, MAX_PATH_BYTES
+from cvfs.model import Entry
+from publisher.facts import Xattrs, make_entry
 
 Excluded = Callable[[bytes, bool], bool]
 """Whether a path, relative to the tree, is left out; the second argument says if it is a directory."""
@@ -53,6 +54,22 @@ class SourceTree:
 
     def error(self, path: bytes, error: OSError) -> PublishError:
         return PublishError(f"cannot read {self.show(path)}: {error.strerror}")
+
+    def entry(
+        self,
+        path: bytes,
+        name: bytes,
+        status: os.stat_result,
+        xattrs: Xattrs,
+        *,
+        target: bytes = b"",
+        content_id: bytes = b"",
+    ) -> Entry:
+        """The entry of a path, for a single name. Raises PublishError if the format cannot hold it."""
+        try:
+            return make_entry(name, status, xattrs, target=target, content_id=content_id)
+        except PublishError as error:
+            raise PublishError(f"{error}: {self.show(path)}") from None
 
     def list(self, path: bytes) -> Listing:
         """The listing of one directory, without what is excluded. Raises PublishError."""
@@ -121,11 +138,3 @@ class Directory(NamedTuple):
     path: bytes
     listing: Listing
     counts: dict[bytes, int]
-
-
-def check_path(path: bytes, name: bytes, show: str) -> None:
-    """Raise PublishError if `name` or the repository's `path`, which ends with it, is over the limits."""
-    if len(name) > MAX_NAME_BYTES:
-        raise PublishError(f"name over {MAX_NAME_BYTES} bytes: {show}")
-    if len(path) > MAX_PATH_BYTES:
-        raise PublishError(f"path over {MAX_PATH_BYTES} bytes in the repository: {show}")

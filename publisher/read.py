@@ -9,7 +9,7 @@ from cvfs.errors import PublishError
 from cvfs.format.blob import digest
 from cvfs.limits import MIB
 from cvfs.model import Digest
-from publisher.facts import is_unchanged, make_entry, read_xattrs
+from publisher.facts import is_unchanged, read_xattrs
 from publisher.listing import SourceTree
 from publisher.scan import Unread
 
@@ -67,5 +67,5 @@ def _read_once(source: SourceTree, file: Unread) -> Plain | None:
 
 def finish(source: SourceTree, file: Unread, content_id: Digest, xattrs: tuple[tuple[bytes, bytes], ...]) -> None:
     """Make the entry of a file that has been read."""
-    entry = make_entry(file.name, file.status, xattrs, source.show(file.path), content_id=content_id)
+    entry = source.entry(file.path, file.name, file.status, xattrs, content_id=content_id)
     file.entry = entry if file.group is None else file.group.apply(entry)

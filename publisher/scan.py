@@ -13,11 +13,12 @@ import xxhash
 from msgspec.structs import replace
 
 from cvfs.errors import PublishError
+from cvfs.limits import MAX_NAME_BYTES, MAX_PATH_BYTES
 from cvfs.model import NO_CONTENT, Content, Entry, Record, join
-from publisher.facts import make_entry, read_xattrs
-from publisher.listing import Directory, SourceTree, check_path
+from publisher.facts import read_xattrs
+from publisher.listing import Directory, SourceTree
 from publisher.pack import Place
-from publisher.stat_cache import Known, StatCache, is_settled
+from publisher.stat_cache import Known, KnownDirectory, StatCache, is_settled
 
 RUN_NAMES = 1024
 """Names that are dealt with, and remembered, together."""
@@ -80,7 +81,8 @@ class Run:
     def remembered(self) -> Sequence[Known]:
         """What the stat cache shall keep, once all has been read; files changed a moment before are left out."""
         read = [item for item in self.items if isinstance(item, Unread) and is_settled(item.status, item.seen_ns)]
-        return self.known + [known_as(item.entry, item.status) for item in read if item.entry is not None]
+        known = self.known + [known_as(item.entry, item.status) for item in read if item.entry is not None]
+        return sorted(known, key=lambda known: known.entry.name)
 
 
 def known_as(entry: Entry, status: os.stat_result) -> Known:
@@ -104,7 +106,7 @@ class Scanner:
         """The entry of the tree's root, under the name it gets in the repository."""
         status = os.fstat(self._source.descriptor)
         xattrs = read_xattrs(self._source.descriptor)
-        entry = make_entry(name, status, xattrs, self._source.show(b""))
+        entry = self._source.entry(b"", name, status, xattrs)
         return replace(entry, nlink=2 + self._source.list(b"").subdirectories)
 
     def runs(self) -> Iterator[Run]:
@@ -112,27 +114,31 @@ class Scanner:
             yield from self._directory(directory)
 
     def _directory(self, directory: Directory) -> Iterator[Run]:
-        names = directory.listing.names
+        names = [name for name, _ in directory.listing.names]
         if not names:
             return
         repository_path = join(self._prefix, directory.path) if directory.path else self._prefix
+        known = self._cache.directory(directory.path)
         descriptor = self._source.open_directory(directory.path)
         try:
             for number, start in enumerate(range(0, len(names), RUN_NAMES)):
                 is_last = start + RUN_NAMES >= len(names)
                 run = Run(repository_path, directory.path, number, is_last)
-                self._fill(run, descriptor, names[start : start + RUN_NAMES], directory.counts)
+                self._fill(run, descriptor, names[start : start + RUN_NAMES], directory.counts, known)
                 yield run
         finally:
             os.close(descriptor)
 
-    def _fill(self, run: Run, descriptor: int, names: list[tuple[bytes, bool]], counts: dict[bytes, int]) -> None:
+    def _fill(
+        self, run: Run, descriptor: int, names: list[bytes], counts: dict[bytes, int], remembered: KnownDirectory
+    ) -> None:
         """The hot path of an unchanged tree: one lstat, one look into the cache for each name."""
-        cached = self._cache.find(run.path, run.number)
+        cached = remembered.run(run.number, names)
+        self._check_lengths(run, names)
         seen_ns = time.time_ns()
         prefix = run.path + b"/" if run.path else b""
-        directory, items, known_again, locate = run.directory, run.items, run.known, self._locate
-        for name, _ in names:
+        directory, items, locate = run.directory, run.items, self._locate
+        for name in names:
             try:
                 status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
             except OSError as error:
@@ -143,17 +149,21 @@ class Scanner:
                 content = locate(entry)
                 if content is not None:
                     items.append(Record(directory, entry, content))
-                    known_again.append(known)
+                    run.known.append(known)
                     continue
             self._add_new(run, descriptor, name, status, seen_ns, counts)
-        run.is_changed = run.is_changed or len(known_again) != len(cached)
+        run.is_changed = run.is_changed or not remembered.is_as_remembered(names)
+
+    def _check_lengths(self, run: Run, names: list[bytes]) -> None:
+        longest = max(names, key=len)
+        if len(longest) > MAX_NAME_BYTES or len(run.directory) + 1 + len(longest) > MAX_PATH_BYTES:
+            raise PublishError(f"name or path too long for a repository: {self._source.show(join(run.path, longest))}")
 
     def _add_new(
         self, run: Run, descriptor: int, name: bytes, status: os.stat_result, seen_ns: int, counts: dict[bytes, int]
     ) -> None:
         run.is_changed = True
         path = join(run.path, name)
-        check_path(join(run.directory, name), name, self._source.show(path))
         if stat.S_ISREG(status.st_mode):
             run.items.append(self._unread(run.directory, path, name, status))
             return
@@ -180,7 +190,7 @@ class Scanner:
             xattrs = read_xattrs(b"/proc/self/fd/%d/%s" % (descriptor, name))
         except OSError as error:
             raise self._source.error(path, error) from error
-        return make_entry(name, status, xattrs, self._source.show(path), target=target)
+        return self._source.entry(path, name, status, xattrs, target=target)
 
     def _with_links(self, entry: Entry, status: os.stat_result, path: bytes, counts: dict[bytes, int]) -> Entry:
         if stat.S_ISDIR(entry.mode):

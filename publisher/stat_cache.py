@@ -1,7 +1,7 @@
 """What files looked like when they were last read, so that an unchanged one is not read again; as in git's index."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -44,12 +44,12 @@ class StatCache:
         self._index = index
         self._tree = digest(tree)
 
-    def find(self, directory: bytes, run: int) -> dict[bytes, Known]:
-        """What is known of run number `run` of a directory of the tree, by name."""
+    def directory(self, path: bytes) -> "KnownDirectory":
+        return KnownDirectory(lambda run: self._find(path, run))
+
+    def _find(self, directory: bytes, run: int) -> list[Known]:
         value = self._index.find_files(self._key(directory, run))
-        if value is None:
-            return {}
-        return {known.entry.name: known for known in _KNOWN.decode(value)}
+        return [] if value is None else _KNOWN.decode(value)
 
     def put(self, directory: bytes, run: int, known: Sequence[Known], *, is_last: bool) -> None:
         """Replace what is known of a run; `is_last`: the directory has no runs behind it any more."""
@@ -59,3 +59,33 @@ class StatCache:
 
     def _key(self, directory: bytes, run: int) -> bytes:
         return digest(self._tree + directory)[:24] + run.to_bytes(4, "big")
+
+
+class KnownDirectory:
+    """What is known of one directory of the tree, run after run. New names may have moved others into the next run."""
+
+    def __init__(self, find: Callable[[int], list[Known]]) -> None:
+        self._find = find
+        self._loaded = 0
+        self._last = b""
+        self._names: list[bytes] = []
+        self._ahead: dict[bytes, Known] = {}
+
+    def run(self, number: int, names: Sequence[bytes]) -> dict[bytes, Known]:
+        """What is known of `names`, run number `number`, among others. To be asked in order.
+
+        The old run of that number is always loaded, so that it may be replaced from now on.
+        """
+        while self._loaded <= number or (self._names and self._last < names[-1]):
+            found = self._find(self._loaded)
+            self._loaded += 1
+            self._names = [known.entry.name for known in found]
+            self._last = self._names[-1] if found else self._last
+            self._ahead.update(zip(self._names, found, strict=True))
+        known, last = self._ahead, names[-1]
+        self._ahead = {name: value for name, value in known.items() if name > last} if self._last > last else {}
+        return known
+
+    def is_as_remembered(self, names: Sequence[bytes]) -> bool:
+        """Whether the run asked for last is remembered as just these names."""
+        return self._names == names
