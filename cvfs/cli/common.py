@@ -78,7 +78,9 @@ def _escaped(character: str) -> str:
         return character
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode()
+    if character <= "\x7f":
+        return character.encode("unicode_escape").decode()
+    return f"\\U{ord(character):08x}"  # not \\x85, which is a byte that is no UTF-8
 
 
 def write_out(data: bytes | bytearray | memoryview) -> None:

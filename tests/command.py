@@ -1,0 +1,109 @@
+"""The command `cvfs` as a user types it, on a host of the test's own: its directories, its processes, its mounts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cvfs.fuse.mountinfo import parse_mounts
+
+_DIRECTORIES = ("CVFS_CACHE", "CVFS_STATE_DIR", "CVFS_RUNTIME_DIR", "CVFS_LOG_DIR")
+ROOT = Path(__file__).resolve().parents[1]
+DEADLINE_S = 40.0
+NOTHING: Mapping[str, str] = {}
+
+
+class Command:
+    """`cvfs`, with all that it keeps below `top`."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self.cache, self.state, self.runtime, self.logs = (top / name.lower() for name in _DIRECTORIES)
+        self.environment = os.environ | {name: str(top / name.lower()) for name in _DIRECTORIES}
+        self.environment["PYTHONPATH"] = str(ROOT)
+
+    def __call__(
+        self, *arguments: str | bytes | Path, extra: Mapping[str, str] = NOTHING
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run it to its end, whatever that is; `extra` goes into its environment."""
+        return subprocess.run(
+            self.line(*arguments),
+            check=False,
+            env={**self.environment, **extra},
+            capture_output=True,
+            timeout=DEADLINE_S,
+        )
+
+    def line(self, *arguments: str | bytes | Path) -> list[str | bytes | Path]:
+        return [sys.executable, "-bb", "-m", "cvfs", *arguments]
+
+    def ok(self, *arguments: str | bytes | Path, extra: Mapping[str, str] = NOTHING) -> bytes:
+        """What it prints; it must succeed and have nothing to complain of."""
+        outcome = self(*arguments, extra=extra)
+        assert (outcome.returncode, outcome.stderr) == (0, b""), outcome
+        return outcome.stdout
+
+    def refused(self, *arguments: str | bytes | Path, status: int = 1) -> str:
+        """The one line in which it says why not."""
+        outcome = self(*arguments)
+        assert outcome.returncode == status, outcome
+        assert outcome.stdout == b""
+        (line,) = outcome.stderr.decode().splitlines()
+        assert line.startswith("cvfs: error: ")
+        return line.removeprefix("cvfs: error: ")
+
+    def start(self, *arguments: str | bytes | Path, **options: Any) -> subprocess.Popen[bytes]:
+        """Run it beside the test."""
+        return subprocess.Popen(self.line(*arguments), env=self.environment, **options)
+
+    def status(self, directory: Path) -> dict[str, Any]:
+        """What `cvfs status --json` says of the mount on `directory`."""
+        (mount,) = json.loads(self("status", directory, "--json").stdout)["mounts"]
+        assert isinstance(mount, dict)
+        return mount
+
+    def log(self) -> str:
+        return "".join(path.read_text() for path in self.logs.glob("*"))
+
+    def processes(self) -> list[int]:
+        """Those that were started here and have not ended."""
+        mark = f"CVFS_RUNTIME_DIR={self.runtime}".encode()
+        return [pid for pid in _pids() if mark in _environment(pid).split(b"\0") and pid != os.getpid()]
+
+    def mounts(self) -> list[Path]:
+        mounts = parse_mounts(Path("/proc/self/mountinfo").read_bytes())
+        return [mount.directory for mount in mounts if mount.directory.is_relative_to(self.top)]
+
+    def leftovers(self) -> list[object]:
+        """What a command that has ended must not leave: mounts, processes, sockets."""
+        return [*self.mounts(), *self.processes(), *self.runtime.glob("*")]
+
+    def clean_up(self) -> None:
+        for mount in self.mounts():
+            subprocess.run(["umount", "--lazy", mount], check=True)
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Return once `condition` holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def _pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdecimal())
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,191 @@
+"""cvfs.heads: which revision is current, with mirrors that are away, behind, or not what they were."""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import trio
+
+from cvfs.errors import ConfigError, CvfsError, FormatError, TransportError, TrustError
+from cvfs.format.manifest import HEAD
+from cvfs.heads import Head, Heads, find_revision, state_key
+from cvfs.mirrors import Mirrors
+from cvfs.transport import Transport
+from tests import servers
+from tests.servers import FaultyServer
+from tests.small_store import SmallStore
+
+T = TypeVar("T")
+
+DEADLINE_S = 2.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SmallStore:
+    (tmp_path / "store").mkdir()
+    store = SmallStore(tmp_path / "store")
+    store.publish({b"one": b"1"})
+    return store
+
+
+@pytest.fixture
+def server(store: SmallStore) -> Iterator[FaultyServer]:
+    with FaultyServer(store.path) as server:
+        yield server
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+def with_mirrors(url: str, use: Callable[[Mirrors], Awaitable[T]]) -> T:
+    async def main() -> T:
+        with closing(Transport(user_agent="test")) as transport:
+            return await use(Mirrors(transport, [url]))
+
+    return trio.run(main)
+
+
+def current(server: FaultyServer, state: Path) -> Head:
+    """What a process that has just started takes for current."""
+    return with_mirrors(server.url, lambda mirrors: Heads(mirrors, server.url, state).current(DEADLINE_S))
+
+
+def test_head_comes_from_the_mirror_and_is_remembered(server: FaultyServer, state: Path) -> None:
+    head = current(server, state)
+    assert (head.manifest.revision, head.problem) == (1, "")
+    assert (state / HEAD).read_bytes() == (server.directory / HEAD).read_bytes()
+    assert [path.name for path in state.iterdir()] == [HEAD]
+
+
+def test_head_that_has_not_changed_is_not_sent_again(server: FaultyServer, state: Path) -> None:
+    async def ask_twice(mirrors: Mirrors) -> tuple[Head, Head]:
+        heads = Heads(mirrors, server.url, state)
+        return await heads.current(DEADLINE_S), await heads.current(DEADLINE_S)
+
+    first, second = with_mirrors(server.url, ask_twice)
+    assert first == second
+    assert server.requests[f"/{HEAD}"] == 2
+    assert server.sent_bytes[f"/{HEAD}"] < 2 * len((server.directory / HEAD).read_bytes())
+
+
+def test_new_revision_follows(server: FaultyServer, store: SmallStore, state: Path) -> None:
+    current(server, state)
+    store.publish({b"two": b"2"})
+    assert current(server, state).manifest.revision == 2
+    assert (state / HEAD).read_bytes() == (store.path / HEAD).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "fault", [servers.html, servers.status("503 Busy"), servers.status("404 Not Found"), servers.flip(1)]
+)
+def test_known_revision_serves_while_the_mirror_has_none(
+    server: FaultyServer, state: Path, fault: servers.Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    current(server, state)
+    server.misbehave(fault)
+    head = current(server, state)
+    assert head.manifest.revision == 1
+    assert head.problem
+    assert [record.levelno for record in caplog.records if record.name == "cvfs.heads"] == [logging.WARNING]
+
+
+def test_problem_passes_when_the_mirror_is_back(server: FaultyServer, state: Path) -> None:
+    current(server, state)
+
+    async def ask_twice(mirrors: Mirrors) -> list[str]:
+        heads = Heads(mirrors, server.url, state)
+        server.misbehave(servers.html)
+        await heads.current(DEADLINE_S)
+        problems = [heads.problem]
+        server.recover()
+        await heads.current(DEADLINE_S)
+        return [*problems, heads.problem]
+
+    first, second = with_mirrors(server.url, ask_twice)
+    assert "web page" in first
+    assert second == ""
+
+
+def test_without_a_known_revision_it_is_said_what_is_there(server: FaultyServer, state: Path) -> None:
+    server.misbehave(servers.html)
+    with pytest.raises(FormatError, match="serves a web page"):
+        current(server, state)
+    server.misbehave(servers.status("404 Not Found"))
+    with pytest.raises(ConfigError, match="no repository at http"):
+        current(server, state)
+    server.misbehave(servers.status("500 Oops"))
+    with pytest.raises(TransportError, match="HTTP 500"):
+        current(server, state)
+    assert not (state / HEAD).exists()
+
+
+def test_unknown_format_is_named(server: FaultyServer, store: SmallStore, state: Path) -> None:
+    (store.path / HEAD).write_bytes((store.path / HEAD).read_bytes().replace(b'"format": 1', b'"format": 9'))
+    with pytest.raises(FormatError, match="format version 9; this cvfs reads version 1"):
+        current(server, state)
+
+
+def test_older_revision_is_not_gone_back_to(server: FaultyServer, store: SmallStore, state: Path) -> None:
+    first = (store.path / HEAD).read_bytes()
+    store.publish({b"two": b"2"})
+    current(server, state)
+    (store.path / HEAD).write_bytes(first)
+    head = current(server, state)
+    assert head.manifest.revision == 2
+    assert "wanted revision 2 or newer, got revision 1" in head.problem
+    assert current(server, state).manifest.revision == 2
+
+
+def test_another_revision_of_the_same_number_is_not_taken(server: FaultyServer, store: SmallStore, state: Path) -> None:
+    known = current(server, state).manifest
+    SmallStore(store.path).publish({b"other": b"x"})
+    head = current(server, state)
+    assert head.manifest == known
+    assert head.problem
+
+
+def test_another_repository_is_refused(server: FaultyServer, store: SmallStore, state: Path) -> None:
+    current(server, state)
+    SmallStore(store.path, "other.example.org").publish({})
+    with pytest.raises(TrustError, match=r"serves 'other.example.org', but was 'small.example.org' before"):
+        current(server, state)
+
+
+def test_damaged_memory_is_none(server: FaultyServer, state: Path) -> None:
+    current(server, state)
+    (state / HEAD).write_bytes(b"{")
+    assert current(server, state) == current(server, state)
+    server.misbehave(servers.html)
+    (state / HEAD).write_bytes(b"{")
+    with pytest.raises(FormatError):
+        current(server, state)
+
+
+def test_state_that_cannot_be_written_is_no_obstacle(server: FaultyServer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert current(server, tmp_path / "file" / "state").manifest.revision == 1
+
+
+def test_older_revisions_are_found_by_their_parents(server: FaultyServer, store: SmallStore, state: Path) -> None:
+    manifests = [store.publish({b"file": b"%d" % number}) for number in range(5)]
+
+    def find(number: int) -> int:
+        return with_mirrors(
+            server.url, lambda mirrors: find_revision(manifests[-1], number, mirrors, DEADLINE_S)
+        ).revision
+
+    assert [find(number) for number in range(1, 7)] == [1, 2, 3, 4, 5, 6]
+    for number in (0, 7):
+        with pytest.raises(CvfsError, match=f"no revision {number} within reach; the newest is 6"):
+            find(number)
+
+
+def test_each_address_has_a_state_of_its_own() -> None:
+    keys = {state_key(url) for url in ("http://a/b", "http://a/b/c", "http://a-b", "https://a/b", "file:///")}
+    assert len(keys) == 5
+    assert all("/" not in key and key.isascii() and not key.startswith(".") for key in keys)
