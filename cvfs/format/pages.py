@@ -62,14 +62,8 @@ class Leaf(NamedTuple):
     packs: tuple[BlobRef, ...]
     groups: list[Group]
     orders: list[bytes]
-
-    @property
-    def first_key(self) -> Key:
-        return Key(self.orders[0], self.groups[0].names[0])
-
-    @property
-    def last_key(self) -> Key:
-        return Key(self.orders[-1], self.groups[-1].names[-1])
+    first_key: Key
+    last_key: Key
 
     def position(self, key: Key) -> tuple[int, int]:
         """The first record not before `key`, as (group, index); (len(groups), 0) if all are before it."""
@@ -114,15 +108,6 @@ class Inner(NamedTuple):
     level: int
     children: tuple[Child, ...]
     keys: list[Key]
-
-    @property
-    def first_key(self) -> Key:
-        return self.keys[0]
-
-    @property
-    def last_key(self) -> Key:
-        """The first key below the last child."""
-        return self.keys[-1]
 
 
 class LocationPage(NamedTuple):
@@ -206,7 +191,8 @@ def _read_leaf(wire: _WireLeaf) -> Leaf:
             if content is not None:
                 packs.content(entry, content)
     packs.finish()
-    return Leaf(wire.packs, groups, orders)
+    first, last = groups[0], groups[-1]
+    return Leaf(wire.packs, groups, orders, Key(orders[0], first.names[0]), Key(orders[-1], last.names[-1]))
 
 
 def _check_group(group: Group) -> None:

@@ -302,6 +302,8 @@ def bad_messagepack() -> Iterable[str]:
     yield page("Map", "M4", None, b"\x83\x00\x00\x01\x90\x02\x90")
     yield page("Extension type", "M4", None, b"\x93\x00\x90\x91\xd4\x01\x00")
     yield page("Nested ten thousand deep", "M4", None, b"\x91" * 10_000 + b"\xc0")
+    deep = b"\x91" * 100_000 + b"\xc0"
+    yield page("Field more in a leaf and a hundred thousand deep", "M4", None, b"\x94" + good[1:] + deep)
     yield page("Nil for a list", "M4", [0, None, []])
     yield page("Nil for a page", "M4", None)
     yield page("Field more in a leaf", "M4", [*leaf([b"", [ROOT], [None]]), 0])
@@ -327,9 +329,10 @@ def bad_structure() -> Iterable[str]:
     yield page("Directories ordered with the slash as it is", "P4", leaf(group_of(b"a-b"), group_of(b"a/b")))
     yield page("Name twice", "P5", leaf([b"d", [entry(), entry()], [None, None]]))
     yield page("Names descending", "P5", leaf([b"d", [entry(b"b"), entry(b"a")], [None, None]]))
-    yield page("Pack listed twice", "P10", leaf(*two_files(0, 1), packs=[PACK, PACK]))
+    yield page("Pack listed twice", "P10", leaf(*files_in(0, 1), packs=[PACK, PACK]))
     yield page("Pack not used", "P10", one(entry(), WHOLE, [PACK, PACK2]))
-    yield page("Packs not in the order of their use", "P10", leaf(*two_files(1, 0), packs=[PACK, PACK2]))
+    yield page("Packs not in the order of their use", "P10", leaf(*files_in(1, 0), packs=[PACK, PACK2]))
+    yield page("First pack used last", "P10", leaf(*files_in(1, 1, 0), packs=[PACK, PACK2]))
     yield page("Pack that is not in the list", "P10", one(entry(), [[place(pack_=1)], []], [PACK]))
     yield page("Pack number of 63 bits", "P10", one(entry(), [[place(pack_=2**63 - 1)], []], [PACK]))
     yield page("Pack with stored size over plain size", "B1", one(entry(), WHOLE, [[PACK[0], 1001, 1000]]))
@@ -341,14 +344,15 @@ def bad_structure() -> Iterable[str]:
     yield page("Child with a slash in its name", "P12", [1, 1, [child(b"d", b"a/b")]])
     yield page("Child in a directory that ends with a slash", "P12", [1, 1, [child(b"d/", b"f")]])
     yield page("Child of stored size 0", "B1", [1, 1, [child(b"d", b"f", [bytes(32), 0, 5])]])
+    yield page("Child stored more than plain", "B1", [1, 1, [child(b"d", b"f", [bytes(32), 6, 5])]])
     yield page("Child of no entries", "M5", [1, 1, [child(b"d", b"f", entries=0)]])
     yield page("Level 0 for an inner page", "M5", [1, 0, [child(b"d", b"f")]])
     yield page("Level 17", "M5", [1, 17, [child(b"d", b"f")]])
 
 
-def two_files(first: int, second: int) -> list[Any]:
-    contents = [[[place(pack_=first)], []], [[place(pack_=second)], []]]
-    return [[b"d", [entry(b"a"), entry(b"b")], contents]]
+def files_in(*packs: int) -> list[Any]:
+    names = [b"f%d" % number for number in range(len(packs))]
+    return [[b"d", list(map(entry, names)), [[[place(pack_=number)], []] for number in packs]]]
 
 
 def bad_names() -> Iterable[str]:

@@ -16,7 +16,6 @@ Load = Callable[[BlobRef], Page]
 _FIRST_NAME = b"\x01"
 """No name but the root's empty one is before it."""
 
-
 START = Key(b"", b"")
 """The key of the root directory: the first of every tree."""
 
@@ -132,7 +131,7 @@ def load_inner(load: Load, ref: Ref) -> Inner:
     page = load(ref.blob)
     if not isinstance(page, Inner) or page.level != ref.level:
         raise FormatError(f"page {ref.blob.id.hex()} is not what its parent says")
-    _check_range(page, ref)
+    _check_range(ref, page.keys[0], page.keys[-1])
     return page
 
 
@@ -141,7 +140,7 @@ def load_leaf(load: Load, ref: Ref) -> Leaf:
     page = load(ref.blob)
     if not isinstance(page, Leaf):
         raise FormatError(f"page {ref.blob.id.hex()} is not what its parent says")
-    _check_range(page, ref)
+    _check_range(ref, page.first_key, page.last_key)
     return page
 
 
@@ -156,8 +155,8 @@ def _ref_below(inner: Inner, ref: Ref, number: int) -> Ref:
     return Ref(inner.children[number].blob, ref.level - 1, keys[number], end)
 
 
-def _check_range(page: Inner | Leaf, ref: Ref) -> None:
+def _check_range(ref: Ref, first: Key, last: Key) -> None:
     """Each key must stand where a lookup goes to find it, and each page in one place only: otherwise a listing could
     contradict a lookup, and a few pages that name each other could make a tree without end."""
-    if page.first_key != ref.key or not page.last_key < ref.end:
+    if first != ref.key or last >= ref.end:
         raise FormatError(f"the keys of page {ref.blob.id.hex()} are not those that its parent says")
