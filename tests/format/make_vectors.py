@@ -69,10 +69,22 @@ def vector(kind: str, comment: str, rule: str, bodies: Iterable[bytes], **header
 def dump(data: bytes) -> str:
     """Lines of hexadecimal, runs of one byte as <hex>*<count>."""
     lines = []
-    for run in re.finditer(rb"(?s)(.)\1{63,}|(?:(?!(.)\2{63}).){1,48}", data):
-        text = run[0]
-        lines.append(f"{text[:1].hex()}*{len(text)}" if len(text) >= 64 else text.hex())
+    for piece in runs(data, 64):
+        if len(piece) >= 64 and piece == piece[:1] * len(piece):
+            lines.append(f"{piece[:1].hex()}*{len(piece)}")
+        else:
+            lines += [piece[at : at + 48].hex() for at in range(0, len(piece), 48)]
     return "".join(line + "\n" for line in lines)
+
+
+def runs(data: bytes, least: int, most: int | None = None) -> Iterable[bytes]:
+    """`data` in pieces: runs of one byte of that length, and what is between them."""
+    end = 0
+    for run in re.finditer(rb"(?s)(.)\1{%d,%s}" % (least - 1, b"" if most is None else b"%d" % (most - 1)), data):
+        yield data[end : run.start()]
+        yield run[0]
+        end = run.end()
+    yield data[end:]
 
 
 def blake(data: bytes) -> bytes:
@@ -90,7 +102,7 @@ def frame(plain: bytes, announced: int | None = None, checksum: int | None = Non
     """A zstd frame of raw and RLE blocks, of one segment."""
     size = len(plain) if announced is None else announced
     head = bytes([0xA0 | (0 if checksum is None else 4)]) + size.to_bytes(4, "little")
-    pieces = [run[0] for run in re.finditer(rb"(?s)(.)\1{7,65535}|(?:(?!(.)\2{7}).){1,65536}", plain)]
+    pieces = [piece for piece in runs(plain, 8, 65536) if piece]
     blocks = b"".join(
         block(1, len(piece), piece[:1], index == len(pieces) - 1)
         if len(piece) >= 8 and piece == piece[:1] * len(piece)
