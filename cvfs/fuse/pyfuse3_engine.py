@@ -1,7 +1,6 @@
 """The portable engine: libfuse, through pyfuse3. One mount a process, as libfuse's bindings have it."""
 
 import errno
-import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -13,10 +12,8 @@ import trio
 from cvfs.errors import MountError, PathError
 from cvfs.fetcher import PageMissing
 from cvfs.filesystem import BLOCK_BYTES, FileSystem, Node
-from cvfs.fuse.errno_table import errno_of, is_expected
+from cvfs.fuse.errno_table import errno_of, refusal
 from cvfs.fuse.options import FOREVER_S, MountOptions
-
-log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,21 +68,11 @@ def _answered(
     async def answer(self: "Handlers", /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await handler(self, *args, **kwargs)
-        except Exception as error:
-            raise _refusal(handler.__name__, error) from None
+        except Exception as error:  # noqa: BLE001
+            raise pyfuse3.FUSEError(refusal(handler.__name__, error)) from None
 
     answer.__name__ = handler.__name__
     return answer
-
-
-def _refusal(request: str, error: Exception) -> pyfuse3.FUSEError:
-    """The errno for `error`, once it has been logged."""
-    number = errno_of(error)
-    if not is_expected(error):
-        log.error("%s failed", request, exc_info=error)
-    elif number in (errno.EIO, errno.ETIMEDOUT):
-        log.error("%s: %s", request, error)
-    return pyfuse3.FUSEError(number)
 
 
 class Handlers(pyfuse3.Operations):

@@ -1,0 +1,233 @@
+"""The channel: requests read from a descriptor of /dev/fuse, and their replies written to it, under trio.
+
+What can be answered from memory is answered in the read loop, before anything else is read. The rest goes to tasks, so
+that a request which waits for the network keeps none that need not from being answered.
+"""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from cvfs.errors import FormatError
+from cvfs.fuse.errno_table import refusal
+from cvfs.fuse.handlers import Handlers, Reply
+from cvfs.fuse.protocol import negotiation, requests
+from cvfs.fuse.protocol.bodies import Request
+from cvfs.fuse.protocol.codes import READ_BUFFER_BYTES, UNANSWERED_OPCODES, Opcode, opcode_name
+from cvfs.fuse.protocol.negotiation import Session, Wishes
+from cvfs.fuse.protocol.replies import encode_error
+
+log = logging.getLogger(__name__)
+
+MAX_TASKS: Final = 1024
+"""Requests worked on at once; those behind them wait in a queue, which the number of callers bounds. A guess: some KiB
+each, and more than any host has threads that fault in one mount at a time."""
+
+_BATCH: Final = 64
+"""Requests answered before other tasks get their turn: under a millisecond of work."""
+
+_GONE: Final = errno.ENODEV
+_TRY_AGAIN: Final = (errno.EINTR, errno.ENOENT)
+"""ENOENT: the request that was to be read has been given up meanwhile."""
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Since the start. `by_opcode` counts requests. `refused` replies are those the kernel did not want: their callers
+    had given up (ENOENT), or they were wrong. `failed` were answered EIO or ETIMEDOUT, `interrupted` EINTR."""
+
+    by_opcode: dict[int, int] = field(default_factory=dict)
+    waited: int = 0
+    refused: int = 0
+    failed: int = 0
+    interrupted: int = 0
+
+    def by_name(self) -> dict[str, int]:
+        return {opcode_name(opcode): count for opcode, count in sorted(self.by_opcode.items())}
+
+
+class Channel:
+    """One descriptor of a FUSE connection, and the requests under way that came through it.
+
+    `session` is what was agreed on if the connection is taken over from another process; None: INIT is still to come,
+    and `initialized(session)` is called when it was answered. `foreign_interrupt(unique)` is told of an interrupt for
+    a request that is not ours: another worker may have it.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        handlers: Handlers,
+        deadline_s: float,
+        *,
+        initialized: Callable[[Session], None] = lambda session: None,
+        foreign_interrupt: Callable[[int], None] = lambda unique: None,
+    ) -> None:
+        self._descriptor = descriptor
+        self._handlers = handlers
+        self._deadline_s = deadline_s
+        self._initialized = initialized
+        self._foreign_interrupt = foreign_interrupt
+        self._tasks: dict[int, trio.CancelScope] = {}
+        self._queue: dict[int, tuple[Request, float]] = {}
+        self._reading = trio.CancelScope()
+        self._idle = trio.Event()
+        self.statistics = Statistics()
+        os.set_blocking(descriptor, False)
+
+    async def serve(self) -> None:
+        """Answer until the mount is gone, or until `stop`: then what was begun is still answered.
+
+        Raises OSError if the descriptor cannot be read. Cancelled: what is under way goes unanswered.
+        """
+        async with trio.open_nursery() as nursery:
+            with self._reading:
+                await self._read_requests(nursery)
+                nursery.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Read no more requests: another process does, or will."""
+        self._reading.cancel()
+
+    @property
+    def under_way(self) -> int:
+        """The number of requests that are being worked on, or wait for it."""
+        return len(self._tasks) + len(self._queue)
+
+    def interrupt(self, unique: int) -> bool:
+        """Give up a request: its caller does not wait for it any more. False if it is not under way here."""
+        scope = self._tasks.get(unique)
+        if scope is not None:
+            scope.cancel()
+            return True
+        if self._queue.pop(unique, None) is None:
+            return False
+        self._interrupted(unique)
+        return True
+
+    async def _read_requests(self, nursery: trio.Nursery) -> None:
+        descriptor, read, take = self._descriptor, os.read, self._take
+        while True:
+            await trio.lowlevel.wait_readable(descriptor)
+            try:
+                for _ in range(_BATCH):
+                    take(read(descriptor, READ_BUFFER_BYTES), nursery)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if error.errno == _GONE:
+                    return
+                if error.errno not in _TRY_AGAIN:
+                    raise
+
+    def _take(self, data: bytes, nursery: trio.Nursery) -> None:
+        """Answer one request, or have it answered. Only a descriptor that cannot be written to raises."""
+        try:
+            request = requests.decode_request(data)
+        except FormatError as error:
+            log.error("%s", error)  # noqa: TRY400
+            self.statistics.failed += 1
+            self._write(encode_error(int.from_bytes(data[8:16], sys.byteorder), errno.EIO))
+            return
+        opcode = request.opcode
+        by_opcode = self.statistics.by_opcode
+        by_opcode[opcode] = by_opcode.get(opcode, 0) + 1
+        try:
+            if opcode in _OURS:
+                self._take_ours(request)
+                return
+            reply = self._handlers.answer_nowait(request)
+        except Exception as error:  # noqa: BLE001
+            reply = self._refusal(request, error)
+        if reply is None:
+            self._wait_for(request, nursery)
+        else:
+            self._write(reply)
+
+    def _take_ours(self, request: Request) -> None:
+        if request.opcode == Opcode.INTERRUPT:
+            unique = requests.decode_interrupt(request.data)
+            if not self.interrupt(unique):
+                self._foreign_interrupt(unique)
+        elif request.opcode == Opcode.INIT:
+            self._take_init(request)
+
+    def _take_init(self, request: Request) -> None:
+        session = negotiation.negotiate(negotiation.decode_init(request.data), Wishes())
+        if session is None:
+            self._write(negotiation.encode_our_version(request.unique))
+            return
+        self._write(negotiation.encode_init(request.unique, session))
+        self._initialized(session)
+
+    def _wait_for(self, request: Request, nursery: trio.Nursery) -> None:
+        self.statistics.waited += 1
+        deadline = trio.current_time() + self._deadline_s
+        if len(self._tasks) >= MAX_TASKS:
+            self._queue[request.unique] = request, deadline
+        else:
+            self._start(request, deadline, nursery)
+
+    def _start(self, request: Request, deadline: float, nursery: trio.Nursery) -> None:
+        scope = self._tasks[request.unique] = trio.CancelScope(deadline=deadline)
+        nursery.start_soon(self._work, request, scope, nursery)
+
+    async def _work(self, request: Request, scope: trio.CancelScope, nursery: trio.Nursery) -> None:
+        """Answer one request after its wait; then, begin with the next in the queue."""
+        reply: Reply | None = None
+        try:
+            with scope:
+                reply = await self._answer(request)
+        finally:
+            del self._tasks[request.unique]
+        if reply is not None:
+            self._write(reply)
+        elif trio.current_time() >= scope.deadline:
+            self._write(self._refusal(request, trio.TooSlowError()))
+        else:
+            self._interrupted(request.unique)
+        if self._queue:
+            following, deadline = self._queue.pop(next(iter(self._queue)))
+            self._start(following, deadline, nursery)
+
+    async def _answer(self, request: Request) -> Reply:
+        try:
+            return await self._handlers.answer(request)
+        except Exception as error:  # noqa: BLE001
+            return self._refusal(request, error)
+
+    def _refusal(self, request: Request, error: Exception) -> bytes:
+        number = refusal(opcode_name(request.opcode), error)
+        if number in (errno.EIO, errno.ETIMEDOUT):
+            self.statistics.failed += 1
+        return encode_error(request.unique, number)
+
+    def _interrupted(self, unique: int) -> None:
+        self.statistics.interrupted += 1
+        self._write(encode_error(unique, errno.EINTR))
+
+    def _write(self, reply: Reply) -> None:
+        """What the kernel refuses is counted: its caller is gone, or gets an error by what the kernel makes of it."""
+        try:
+            if isinstance(reply, bytes):
+                os.write(self._descriptor, reply)
+            else:
+                os.writev(self._descriptor, reply)
+        except OSError as error:
+            self.statistics.refused += 1
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                log.warning("the kernel refused a reply of %d bytes: %s", _size(reply), error.strerror)
+
+
+_OURS: Final = UNANSWERED_OPCODES | {int(Opcode.INIT)}
+"""What is not asked of the file system."""
+
+
+def _size(reply: Reply) -> int:
+    return len(reply) if isinstance(reply, bytes) else sum(map(len, reply))
