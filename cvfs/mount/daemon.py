@@ -78,10 +78,13 @@ def _be_daemon(work: Work, writer: int, log: int, log_file: Path) -> NoReturn:
 
 def _detach(writer: int, log: int) -> None:
     """Leave the caller's session, directory, terminal and descriptors."""
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+    except OSError as error:
+        raise MountError(f"cannot go to the background: {os.devnull}: {error.strerror}") from None
     os.setsid()
     os.chdir("/")
     os.umask(0o077)
-    null = os.open(os.devnull, os.O_RDWR)
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
     for name in os.listdir("/proc/self/fd"):

@@ -1,5 +1,7 @@
 """All mounts of this host that can be seen from here, with what their daemons say."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ def list_mounts(runtime: Runtime) -> list[Status]:
     """The status of each cvfs mount, by mount point."""
     mounts = parse_mounts(Path("/proc/self/mountinfo").read_bytes())
     ours = {mount.directory: mount for mount in mounts if is_ours(mount)}
-    return [_status(mount, runtime) for _, mount in sorted(ours.items())]
+    with ThreadPoolExecutor(max_workers=32) as pool:  # one that does not answer must not delay the others
+        return list(pool.map(partial(_status, runtime), [ours[directory] for directory in sorted(ours)]))
 
 
 def mount_at(directory: Path, runtime: Runtime) -> Status:
@@ -23,10 +26,10 @@ def mount_at(directory: Path, runtime: Runtime) -> Status:
     mounted = find_mount(directory)
     if mounted is None or not is_ours(mounted):
         raise MountError(f"no repository is mounted on {directory}")
-    return _status(mounted, runtime)
+    return _status(runtime, mounted)
 
 
-def _status(mounted: MountInfo, runtime: Runtime) -> Status:
+def _status(runtime: Runtime, mounted: MountInfo) -> Status:
     """What the daemon says, with a "state": ok, offline, or why it says nothing."""
     try:
         status = ask(runtime.socket_of(mounted.directory), "status")

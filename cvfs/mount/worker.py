@@ -96,6 +96,7 @@ class _Mount:
 
             def started() -> None:
                 until_started.close()
+                until_ended.callback(log.info, "unmounted %s", self._request.directory)
                 self._announce(ready)
 
             async with trio.open_nursery() as nursery:
@@ -103,7 +104,6 @@ class _Mount:
                 nursery.start_soon(self._ask_again_while_offline)
                 await engine(FileSystem(self._client.repository), self._request.directory, self._options(), started)
                 nursery.cancel_scope.cancel()
-        log.info("unmounted %s", self._request.directory)
 
     def status(self) -> dict[str, Any]:
         """What `cvfs status` shows. Units are in the names; times in seconds since 1970 UTC."""

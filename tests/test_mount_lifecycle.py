@@ -1,0 +1,458 @@
+"""cvfs mount, umount and status on real mounts: how they begin, fail and end, and what must not be left of them."""
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cvfs.cache.directory import LAYOUT
+from cvfs.format.manifest import HEAD
+from cvfs.mount.request import may_allow_other
+from tests import servers
+from tests.command import Command, wait_until
+from tests.servers import FaultyServer
+from tests.small_store import SmallStore
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse")
+
+SECONDS = 10.0
+"""What "within seconds" means on a busy machine."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SmallStore:
+    (tmp_path / "store").mkdir()
+    store = SmallStore(tmp_path / "store")
+    store.publish({b"old": b"old"})
+    store.publish({b"a/hello.txt": b"hello\n", b"big": bytes(100_000), b"link": "a/hello.txt"})
+    return store
+
+
+@pytest.fixture
+def server(store: SmallStore) -> Iterator[FaultyServer]:
+    with FaultyServer(store.path) as server:
+        yield server
+
+
+@pytest.fixture
+def cvfs(tmp_path: Path) -> Iterator[Command]:
+    command = Command(tmp_path)
+    yield command
+    leftovers = command.leftovers()
+    command.clean_up()
+    assert not leftovers
+
+
+@pytest.fixture
+def mnt(tmp_path: Path) -> Path:
+    (tmp_path / "mnt").mkdir()
+    return tmp_path / "mnt"
+
+
+def test_mount_can_be_used_at_once_and_ends_whole(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    cvfs.ok("mount", server.url, mnt)
+    assert (mnt / "a/hello.txt").read_bytes() == b"hello\n"
+    assert os.readlink(mnt / "link") == "a/hello.txt"
+    assert len(cvfs.processes()) == 1
+    cvfs.ok("umount", mnt)
+    assert not cvfs.leftovers()
+    assert "mounted revision 2 of small.example.org" in cvfs.log()
+    assert len(cvfs.log().splitlines()) == 2
+
+
+def test_mount_is_read_only_and_harmless(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    cvfs.ok("mount", server.url, mnt)
+    (line,) = [line.split() for line in Path("/proc/mounts").read_text().splitlines() if f" {mnt} " in line]
+    assert line[0] == server.url
+    assert line[2] == "fuse.cvfs"
+    assert {"ro", "nosuid", "nodev", "default_permissions", "allow_other"} <= set(line[3].split(","))
+    cvfs.ok("umount", mnt)
+
+
+def test_options_of_mount(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    (mnt / "there before").touch()
+    cvfs.ok(
+        "mount",
+        server.url,
+        mnt,
+        "-o",
+        "nonempty,ro,noatime,x-systemd.automount",
+        "--suid",
+        "-o",
+        "dev",
+        "--no-allow-other",
+    )
+    (line,) = [line.split() for line in Path("/proc/mounts").read_text().splitlines() if f" {mnt} " in line]
+    assert not {"nosuid", "nodev", "allow_other"} & set(line[3].split(","))
+    cvfs.ok("umount", mnt)
+
+
+def test_older_revision_is_mounted(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    cvfs.ok("mount", server.url, mnt, "--revision", "1")
+    assert os.listdir(mnt) == ["old"]
+    assert cvfs.status(mnt)["revision"] == 1
+    cvfs.ok("umount", mnt)
+
+
+def test_umount_of_others_is_noticed(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    cvfs.ok("mount", server.url, mnt)
+    subprocess.run(["umount", mnt], check=True)
+    wait_until(lambda: not cvfs.leftovers())
+
+
+def test_two_mounts_of_one_repository(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    other = mnt.with_name("other")
+    other.mkdir()
+    cvfs.ok("mount", server.url, mnt)
+    cvfs.ok("mount", server.url, other)
+    assert os.listdir(mnt) == os.listdir(other)
+    assert {str(mnt), str(other)} <= {
+        mount["mountpoint"] for mount in json.loads(cvfs("status", "--json").stdout)["mounts"]
+    }
+    cvfs.ok("umount", mnt)
+    assert os.listdir(other)
+    cvfs.ok("umount", other)
+
+
+def test_at_most_one_of_many_mounts_at_once_succeeds(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    racers = [cvfs.start("mount", server.url, mnt, stderr=subprocess.PIPE) for _ in range(4)]
+    complaints = [racer.communicate()[1] for racer in racers]
+    assert sorted(racer.returncode for racer in racers) == [0, 1, 1, 1]
+    assert sum(b"is already mounted" in complaint for complaint in complaints) == 3
+    assert len(cvfs.mounts()) == 1
+    cvfs.ok("umount", mnt)
+
+
+# Failures: each says why in one line, within seconds, and leaves nothing; the fixture looks for what is left
+
+
+def refused(cvfs: Command, *arguments: str | Path) -> str:
+    started = time.monotonic()
+    why = cvfs.refused("mount", *arguments)
+    assert time.monotonic() - started < SECONDS
+    assert not cvfs.leftovers()
+    return why
+
+
+def test_no_repository(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    assert refused(cvfs, server.url + "/nothing", mnt).startswith(f"no repository at {server.url}/nothing")
+
+
+def test_web_page(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    server.misbehave(servers.html)
+    assert "it serves a web page" in refused(cvfs, server.url, mnt)
+
+
+def test_unknown_format(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    head = server.directory / HEAD
+    head.write_bytes(head.read_bytes().replace(b'"format": 1', b'"format": 9'))
+    assert "format version 9; this cvfs reads version 1" in refused(cvfs, server.url, mnt)
+
+
+def test_broken_root(cvfs: Command, server: FaultyServer, store: SmallStore, mnt: Path) -> None:
+    for blob in store.blobs():
+        blob.write_bytes(b"x" * blob.stat().st_size)
+    assert "wrong bytes from http" in refused(cvfs, server.url, mnt)
+
+
+@pytest.mark.parametrize("fault", [servers.hang, servers.status("503 Busy")])
+def test_server_that_does_not_answer(cvfs: Command, server: FaultyServer, mnt: Path, fault: servers.Fault) -> None:
+    server.misbehave(fault)
+    assert server.url in refused(cvfs, server.url, mnt)
+
+
+def test_server_down(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    assert "connection refused" in refused(cvfs, "http://127.0.0.1:1", mnt)
+
+
+def test_mount_points_that_are_none(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    assert "make it first (mkdir -p" in refused(cvfs, server.url, mnt / "missing")
+    (mnt / "file").touch()
+    assert "a directory is needed" in refused(cvfs, server.url, mnt / "file")
+    assert "it is not empty" in refused(cvfs, server.url, mnt)
+
+
+def test_mount_point_in_use(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    cvfs.ok("mount", server.url, mnt)
+    assert f"is already mounted on {mnt}; unmount it first" in cvfs.refused("mount", server.url, mnt)
+    assert os.listdir(mnt)
+    cvfs.ok("umount", mnt)
+    subprocess.run(["mount", "-t", "tmpfs", "none", mnt], check=True)
+    try:
+        assert "(tmpfs) is mounted there" in cvfs.refused("mount", server.url, mnt)
+        assert "is not a mount of cvfs" in cvfs.refused("umount", mnt)
+    finally:
+        subprocess.run(["umount", mnt], check=True)
+
+
+def test_cache_that_cannot_be_used(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    cvfs.cache.mkdir()
+    (cvfs.cache / "CVFS-CACHE").write_text(f"{LAYOUT + 1}\n")
+    assert "has layout" in refused(cvfs, server.url, mnt)
+    os.chown(cvfs.cache, 12345, 12345)
+    assert "belongs to uid 12345" in refused(cvfs, server.url, mnt)
+
+
+def test_runtime_directory_of_another_user(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    cvfs.runtime.mkdir()
+    os.chown(cvfs.runtime, 12345, 12345)
+    assert "is not a directory of this user alone" in refused(cvfs, server.url, mnt)
+
+
+def test_log_that_cannot_be_written(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    assert "cannot log to" in refused(cvfs, server.url, mnt, "--log-file", server.directory / "manifest.json" / "log")
+
+
+def test_options_that_mean_nothing(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    assert "unknown mount option 'bogus'" in refused(cvfs, server.url, mnt, "-o", "ro,bogus")
+    assert "read-only" in refused(cvfs, server.url, mnt, "-o", "rw")
+
+
+def test_no_fuse(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    """In a mount namespace without /dev/fuse."""
+    script = 'mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$@"'
+    line = ["unshare", "--mount", "sh", "-c", script, "sh", *cvfs.line("mount", server.url, mnt)]
+    outcome = subprocess.run(line, env=cvfs.environment, capture_output=True, check=False)
+    assert outcome.returncode == 1
+    assert b"cannot open /dev/fuse" in outcome.stderr
+    assert len(outcome.stderr.splitlines()) == 1
+
+
+# Ends
+
+
+def test_busy_mount_says_who_uses_it(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    cvfs.ok("mount", server.url, mnt)
+    with subprocess.Popen(["sleep", "60"], cwd=mnt) as user:
+        assert f"in use by sleep ({user.pid}); end them, or use cvfs umount --lazy" in cvfs.refused("umount", mnt)
+        assert os.listdir(mnt)
+        cvfs.ok("umount", "--lazy", mnt)
+        assert not cvfs.mounts()
+        user.kill()
+    wait_until(lambda: not cvfs.leftovers())
+
+
+def test_umount_of_nothing(cvfs: Command, mnt: Path) -> None:
+    assert cvfs.refused("umount", mnt) == f"nothing is mounted on {mnt}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_daemon_unmounts_when_it_is_told_to_end(
+    cvfs: Command, server: FaultyServer, mnt: Path, number: signal.Signals
+) -> None:
+    cvfs.ok("mount", server.url, mnt)
+    os.kill(cvfs.status(mnt)["pid"], number)
+    wait_until(lambda: not cvfs.leftovers())
+
+
+def test_mount_whose_daemon_was_killed_is_taken_over(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    cvfs.ok("mount", server.url, mnt)
+    os.kill(cvfs.status(mnt)["pid"], signal.SIGKILL)
+    wait_until(lambda: not cvfs.processes())
+    assert cvfs.status(mnt)["state"] == "dead"
+    outcome = cvfs("mount", server.url, mnt)
+    assert outcome.returncode == 0
+    assert b"whose process is gone" in outcome.stderr
+    assert os.listdir(mnt)
+    cvfs.ok("umount", mnt)
+
+
+def test_dead_mount_is_unmounted(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    cvfs.ok("mount", server.url, mnt)
+    os.kill(cvfs.status(mnt)["pid"], signal.SIGKILL)
+    wait_until(lambda: not cvfs.processes())
+    cvfs.ok("umount", mnt)
+    assert not cvfs.mounts()
+    # The dead one's socket goes when the next mount comes.
+    cvfs.ok("mount", server.url, mnt)
+    assert len(list(cvfs.runtime.iterdir())) == 1
+    cvfs.ok("umount", mnt)
+
+
+def test_interrupted_mount_leaves_nothing(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    server.misbehave(servers.hang)
+    with cvfs.start("mount", server.url, mnt, stderr=subprocess.PIPE) as process:
+        server.wait_until(lambda: bool(server.requests), timeout_s=SECONDS)
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=SECONDS)
+    assert (process.returncode, complaint.strip()) == (130, b"")
+    assert not cvfs.leftovers()
+
+
+# The daemon
+
+
+def test_daemon_is_detached(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    """It holds nothing of whoever started it: `cvfs mount | cat` must end."""
+    with cvfs.start("mount", server.url, mnt, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.communicate(timeout=SECONDS) == (b"", None)
+    pid = cvfs.status(mnt)["pid"]
+    assert os.getsid(pid) == pid
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
+    assert os.readlink(f"/proc/{pid}/fd/2") == cvfs.status(mnt)["log"]
+    cvfs.ok("umount", mnt)
+
+
+def test_foreground_tells_the_service_manager(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(cvfs.top / "notify"))
+        manager.settimeout(SECONDS)
+        cvfs.environment["NOTIFY_SOCKET"] = str(cvfs.top / "notify")
+        with cvfs.start("mount", server.url, mnt, "--foreground", stderr=subprocess.PIPE) as process:
+            assert manager.recv(1000).startswith(b"READY=1\nSTATUS=serving revision 2")
+            assert os.listdir(mnt)
+            process.terminate()
+            assert manager.recv(1000) == b"STOPPING=1"
+            _, log = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0
+    assert [line.split(b" ")[2] for line in log.splitlines()] == [b"INFO"] * 3
+
+
+def test_journal_gets_priorities(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    with open(cvfs.top / "journal", "wb") as journal:
+        status = os.fstat(journal.fileno())
+        cvfs.environment["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
+        with cvfs.start("mount", server.url, mnt, "-f", stderr=journal) as process:
+            wait_until(cvfs.mounts)
+            process.terminate()
+    for line in (cvfs.top / "journal").read_text().splitlines():
+        assert line.startswith("<6>")
+
+
+def test_log_has_one_line_an_event(cvfs: Command, server: FaultyServer, store: SmallStore, mnt: Path) -> None:
+    cvfs.ok("mount", server.url, mnt)
+    server.misbehave(servers.flip(0))
+    with pytest.raises(OSError, match="Input/output error"):
+        (mnt / "big").read_bytes()
+    status = cvfs.status(mnt)
+    assert status["errors"] >= 1
+    assert status["errors_last_hour"] >= 1
+    assert "wrong bytes" in status["events"][-1]["message"]
+    assert "wrong bytes from http" in cvfs.log()
+    assert all(line[:2] == "20" for line in cvfs.log().splitlines())
+    server.recover()
+    assert (mnt / "big").read_bytes() == bytes(100_000)
+    cvfs.ok("umount", mnt)
+
+
+# Status and offline
+
+
+def test_status_says_what_there_is_to_know(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    assert os.fsencode(mnt) not in cvfs("status").stdout
+    cvfs.ok("mount", server.url, mnt)
+    (mnt / "a/hello.txt").read_bytes()
+    status = cvfs.status(mnt)
+    expected = {
+        "url": server.url,
+        "repository": "small.example.org",
+        "revision": 2,
+        "mountpoint": str(mnt),
+        "state": "ok",
+        "offline": False,
+        "errors": 0,
+    }
+    assert {name: status[name] for name in expected} == expected
+    assert status["cache"]["directory"] == str(cvfs.cache)
+    assert status["fetcher"]["misses"] == 1
+    assert status["transport"]["requests"] == 3
+    assert os.fsencode(mnt) in cvfs("status").stdout
+    assert b"fetcher.misses:" in cvfs.ok("status", mnt)
+    assert "no repository is mounted on" in cvfs.refused("status", mnt.parent)
+    cvfs.ok("umount", mnt)
+
+
+def test_mount_without_a_server_is_offline_and_recovers(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    cvfs.ok("mount", server.url, mnt)
+    assert (mnt / "a/hello.txt").read_bytes() == b"hello\n"
+    cvfs.ok("umount", mnt)
+    server.misbehave(servers.status("503 Busy"))
+    outcome = cvfs("mount", server.url, mnt)
+    assert outcome.returncode == 0
+    assert b"going on with revision 2, known before" in outcome.stderr
+    assert (mnt / "a/hello.txt").read_bytes() == b"hello\n"
+    assert cvfs.status(mnt)["state"] == "offline"
+    assert cvfs("status", mnt).returncode == 1
+    server.recover()
+    wait_until(lambda: cvfs.status(mnt)["state"] == "ok", timeout_s=30)
+    assert "answers again" in cvfs.log()
+    cvfs.ok("umount", mnt)
+
+
+def test_control_socket_survives_nonsense(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    cvfs.ok("mount", server.url, mnt)
+    (path,) = cvfs.runtime.iterdir()
+    for nonsense in (
+        b"",
+        b"\n",
+        b"\xff\n",
+        b"[]\n",
+        b'{"command": []}\n',
+        b"[" * 50_000 + b"\n",
+        b'{"command": "x"}\n',
+    ):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(nonsense)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1000) == b'{"error": "unknown command"}\n'
+    assert cvfs.status(mnt)["state"] == "ok"
+    cvfs.ok("umount", mnt)
+
+
+# Without root
+
+
+@pytest.fixture
+def as_nobody(cvfs: Command, tmp_path: Path) -> Iterator[list[str]]:
+    """What to put before a command so that it runs as a plain user, who owns the directories of the test."""
+    nobody = pwd.getpwnam("nobody")
+    if not shutil.which("fusermount3") or not shutil.which("setpriv") or not os.access("/dev/fuse", os.W_OK):
+        pytest.skip("needs fusermount3 and setpriv")
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_mode & 0o001 == 0:
+            if "pytest-of" not in str(path):
+                pytest.skip(f"{path} is closed to others")
+            path.chmod(path.stat().st_mode | 0o011)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid, follow_symlinks=False)
+    return ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups", "--"]
+
+
+def test_plain_user_mounts_through_the_helper(
+    cvfs: Command, server: FaultyServer, mnt: Path, as_nobody: list[str]
+) -> None:
+    device_mode = os.stat("/dev/fuse").st_mode & 0o777
+    if subprocess.run([*as_nobody, "test", "-r", os.fspath(cvfs.line()[0])], check=False).returncode:
+        pytest.skip("the interpreter is closed to other users")
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+        line = [*as_nobody, *cvfs.line(*arguments)]
+        return subprocess.run(line, env=cvfs.environment, capture_output=True, check=False, cwd="/")
+
+    if device_mode & 0o006 != 0o006:
+        outcome = run("mount", server.url, mnt)
+        assert outcome.returncode == 1
+        assert b"run as root, or let users open it" in outcome.stderr
+        return
+    assert run("mount", server.url, mnt).returncode == 0
+    assert run("umount", mnt).returncode == 0
+
+
+def test_allow_other_is_asked_of_fuse_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = tmp_path / "fuse.conf"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert not may_allow_other(conf)
+    conf.write_text("# user_allow_other\nmount_max = 1000\n")
+    assert not may_allow_other(conf)
+    conf.write_text("user_allow_other\n")
+    assert may_allow_other(conf)
