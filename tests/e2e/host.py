@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,15 @@ class Store:
 
     def publish(self, tree: Path, *options: str) -> dict[str, Any]:
         """What `publish --json` says."""
-        report: dict[str, Any] = json.loads(
-            self._run("publish", self.path, tree, "--json", *options, state=True).stdout
-        )
+        outcome = self._run("publish", self.path, tree, "--json", *options, "--state", self._state)
+        report: dict[str, Any] = json.loads(outcome.stdout)
         return report
 
     def blobs(self) -> set[Path]:
         return {path for path in (self.path / "data").rglob("*") if path.is_file()}
 
-    def _run(self, *arguments: str | Path, state: bool = False) -> subprocess.CompletedProcess[bytes]:
-        options: Sequence[str | Path] = ("--state", self._state) if state else ()
-        return run(*PYTHON, "-m", "publisher", *arguments, *options, cwd=ROOT)
+    def _run(self, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+        return run(*PYTHON, "-m", "publisher", *arguments, cwd=ROOT)
 
 
 class Server:
@@ -168,7 +166,8 @@ def error_line(outcome: subprocess.CompletedProcess[bytes]) -> str:
     text = outcome.stderr.decode()
     assert outcome.returncode != 0, "it went well"
     assert "Traceback" not in text, text
-    assert text.count("\n") == 1 and text.startswith(("cvfs: error: ", "Error: ")), text
+    assert text.count("\n") == 1, text
+    assert text.startswith("cvfs: error: "), text
     return text.strip()
 
 
@@ -186,9 +185,8 @@ def processes_of(top: Path) -> dict[int, str]:
     for name in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             if mark in Path(f"/proc/{name}/environ").read_bytes():
-                found[int(name)] = (
-                    Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                )
+                command = Path(f"/proc/{name}/cmdline").read_bytes()
+                found[int(name)] = command.replace(b"\0", b" ").decode(errors="replace")
     return found
 
 

@@ -93,7 +93,8 @@ def test_symbolic_links_say_what_was_published(mnt: Path) -> None:
 def test_symbolic_links_are_followed_by_the_kernel(mnt: Path) -> None:
     links = mnt / "links"
     assert (links / "relative").read_bytes() == content(1)
-    assert os.path.samefile(links / "root", "/") and os.path.samefile(links / "up", mnt)
+    assert os.path.samefile(links / "root", "/")
+    assert os.path.samefile(links / "up", mnt)
     with pytest.raises(FileNotFoundError):
         os.stat(links / "dangling")
     for name in ("self", "one", "two"):
@@ -158,9 +159,8 @@ def test_xattrs_of_files_and_directories(mnt: Path) -> None:
 
 def test_xattrs_that_are_not_there(mnt: Path) -> None:
     for name in (b"user.absent", b"user.tex", b"user.text\xff", b"system.posix_acl_access", b"security.selinux"):
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match=r"No data available|Operation not supported"):
             os.getxattr(mnt / "xattrs/file", name)
-        assert caught.value.strerror in ("No data available", "Operation not supported")
 
 
 def test_getxattr_tells_the_size_before_the_value(mnt: Path) -> None:
@@ -175,10 +175,13 @@ def test_file_capabilities_are_seen(mnt: Path) -> None:
 
 def test_fifos_sockets_and_devices(mnt: Path) -> None:
     special = mnt / "special"
-    assert stat.S_ISFIFO(os.lstat(special / "fifo").st_mode) and stat.S_ISSOCK(os.lstat(special / "socket").st_mode)
+    assert stat.S_ISFIFO(os.lstat(special / "fifo").st_mode)
+    assert stat.S_ISSOCK(os.lstat(special / "socket").st_mode)
     char, block = os.lstat(special / "char"), os.lstat(special / "block")
-    assert stat.S_ISCHR(char.st_mode) and char.st_rdev == os.makedev(4095, (1 << 20) - 1)
-    assert stat.S_ISBLK(block.st_mode) and block.st_rdev == os.makedev(259, 77_777)
+    assert stat.S_ISCHR(char.st_mode)
+    assert char.st_rdev == os.makedev(4095, (1 << 20) - 1)
+    assert stat.S_ISBLK(block.st_mode)
+    assert block.st_rdev == os.makedev(259, 77_777)
 
 
 def test_a_fifo_carries_bytes(mnt: Path) -> None:
@@ -193,7 +196,8 @@ def test_a_fifo_carries_bytes(mnt: Path) -> None:
 
 def test_a_device_is_one_where_devices_count(mnt: Path) -> None:
     with open(mnt / "special/null", "r+b", buffering=0) as null:
-        assert null.write(b"gone") == 4 and null.read(1) == b""
+        assert null.write(b"gone") == 4
+        assert null.read(1) == b""
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -250,5 +254,5 @@ def test_a_time_that_64_bits_do_not_hold_is_refused(tree: Path, store: Store) ->
     subprocess.run(["touch", "-d", "2300-01-01", tree / "file"], check=True)
     if os.lstat(tree / "file").st_mtime < 9e9:
         pytest.skip("this file system cannot have such a time either")
-    with pytest.raises(AssertionError, match="after 2262.*/file"):
+    with pytest.raises(AssertionError, match=r"after 2262.*/file"):
         store.publish(tree)
