@@ -5,10 +5,12 @@ is a new inode and an unchanged one keeps its number and its cached pages. All n
 number of their link group.
 """
 
+from collections.abc import Iterable
+from stat import S_ISDIR
 from typing import NamedTuple
 
 import msgspec.structs
-import xxhash
+from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from cvfs.format.codec import encode
 from cvfs.model import Entry, join
@@ -18,7 +20,7 @@ ROOT_INODE = 1
 
 
 class Identity(NamedTuple):
-    """80 bits of hash: `number` is the inode number unless another file has it; `check`, 16 bits, tells the two apart."""
+    """80 bits of hash: `number`, the inode number unless another file has it, and `check`, which tells the two apart."""
 
     number: int
     check: int
@@ -28,7 +30,7 @@ class Numbering:
     """The inode numbers of one repository; `seed`, a hash of its name, tells repositories apart."""
 
     def __init__(self, repository: str) -> None:
-        self.seed = xxhash.xxh3_64_intdigest(repository.encode())
+        self.seed = xxh3_64_intdigest(repository.encode())
 
     def directory(self, path: bytes) -> Identity:
         return self._identity(b"d" + path)
@@ -41,7 +43,20 @@ class Numbering:
             return self._identity(b"l" + encode(msgspec.structs.replace(entry, name=b"")))
         return self._identity(b"f" + directory + b"/" + encode(entry))
 
+    def entries(self, directory: bytes, entries: Iterable[Entry]) -> list[Identity]:
+        """The identity of each of `entries`, which are listed in `directory`."""
+        seed, prefix, one = self.seed, b"f" + directory + b"/", self.entry
+        return [
+            one(directory, entry)
+            if entry.link_group or S_ISDIR(entry.mode)
+            else _identity(xxh3_128_intdigest(prefix + encode(entry), seed))
+            for entry in entries
+        ]
+
     def _identity(self, data: bytes) -> Identity:
-        both = xxhash.xxh3_128_intdigest(data, self.seed)
-        number = both & 0xFFFFFFFFFFFFFFFF
-        return Identity(number if number > ROOT_INODE else number + 2, both >> 112)
+        return _identity(xxh3_128_intdigest(data, self.seed))
+
+
+def _identity(both: int) -> Identity:
+    number = both & 0xFFFFFFFFFFFFFFFF
+    return Identity(number if number > ROOT_INODE else number + 2, both >> 112)

@@ -1,7 +1,6 @@
 """The cache directory itself: where it is, whose it is, and whether it can be written."""
 
 import contextlib
-import errno
 import os
 import stat
 from pathlib import Path
@@ -24,16 +23,28 @@ def default_directory() -> Path:
 class CacheDirectory:
     """A directory that is ours: made if missing, mode 0700, so that no other user can feed or read the cache.
 
-    `writable` is False where the disk does not allow writing; such a cache still reads. Raises ConfigError if the
-    directory is another user's, open to others, not a directory, or of another layout.
+    One that cannot be written still reads. Raises ConfigError if the directory is another user's, open to others, not
+    a directory, or of another layout.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.writable = True
         self._create()
         self._check_owner()
         self._check_marker()
+
+    @property
+    def writable(self) -> bool:
+        """Whether files may be made in it now, unless the disk is full."""
+        return os.access(self.path, os.W_OK | os.X_OK)
+
+    def make(self, below: bytes) -> None:
+        """Make a directory below this one; what makes this one a cache as well, if it was removed. Raises OSError."""
+        marker = self.path / _MARKER
+        if not marker.exists():
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write_marker(marker)
+        os.makedirs(below, mode=0o700, exist_ok=True)
 
     def _create(self) -> None:
         try:
@@ -44,7 +55,6 @@ class CacheDirectory:
             if not self.path.is_dir():
                 why = f"cannot make the cache {self.path}: {error.strerror}"
                 raise ConfigError(f"{why}: name another with --cache") from None
-        self.writable = not _read_only(self.path)
 
     def _check_owner(self) -> None:
         status = os.stat(self.path)
@@ -63,26 +73,21 @@ class CacheDirectory:
         except OSError as error:
             raise ConfigError(f"cannot read the cache {self.path}: {error.strerror}") from None
         if found and found != str(LAYOUT):
-            raise ConfigError(f"the cache {self.path} has layout {found[:20]!r}, not {LAYOUT}: name another with --cache")
+            raise ConfigError(
+                f"the cache {self.path} has layout {found[:20]!r}, not {LAYOUT}: name another with --cache"
+            )
 
     def _mark(self, marker: Path) -> None:
-        if not self.writable:
-            return
         with contextlib.suppress(OSError):
-            if any(self.path.iterdir()):
+            foreign = [entry for entry in os.listdir(self.path) if entry != _MARKER]
+            # What stands beside a marker came after it: another process was here first, just now.
+            if foreign and not marker.exists():
                 raise ConfigError(f"{self.path} is not a cache and not empty: name another with --cache")
-            marker.write_text(f"{LAYOUT}\n", "ascii")
+            _write_marker(marker)
 
 
-def _read_only(path: Path) -> bool:
-    """Whether files cannot be made in `path`. A full disk is not read-only: it may empty."""
-    probe = path / f".probe-{os.getpid()}"
-    try:
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        os.unlink(probe)
-    except OSError as error:
-        return error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
-    return False
+def _write_marker(marker: Path) -> None:
+    marker.write_text(f"{LAYOUT}\n", "ascii")
 
 
 def as_cache_error(what: str, error: OSError) -> CacheError:

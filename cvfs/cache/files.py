@@ -1,14 +1,23 @@
 """Files named by a digest, two levels deep: written whole or not at all, verified whenever they are read."""
 
 import contextlib
+import errno
 import itertools
+import logging
 import os
+import stat
 import time
 
 from cvfs.cache.directory import CacheDirectory, as_cache_error
-from cvfs.errors import CacheError
 from cvfs.format.blob import digest
 from cvfs.model import Digest
+
+log = logging.getLogger(__name__)
+
+_SPOILT = (errno.EIO, errno.ELOOP)
+"""Errors that come back each time: a bad sector, a symbolic link in the file's place."""
+
+_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # whatever is there, opening does not wait
 
 
 class DigestFiles:
@@ -22,7 +31,6 @@ class DigestFiles:
         self._root = os.fsencode(directory.path / kind)
         self._temporary = b"%s/.new-%s" % (self._root, os.urandom(8).hex().encode())
         self._serial = itertools.count()
-        self._made: set[bytes] = set()
         remove_leftovers(self._root)
         self.lost = 0
         """Files that were there but not as they were written; they were dropped and count as absent."""
@@ -34,10 +42,9 @@ class DigestFiles:
     def __contains__(self, name: Digest) -> bool:
         """Whether there is such a file; nothing is said of its bytes."""
         try:
-            os.stat(self.path(name))
+            return stat.S_ISREG(os.lstat(self.path(name)).st_mode)
         except OSError:
             return False
-        return True
 
     def load(self, name: Digest, size: int) -> bytes | None:
         """The file's `size` bytes, verified; None if it is absent. An altered file is dropped and absent.
@@ -50,12 +57,12 @@ class DigestFiles:
         except FileNotFoundError:
             return None
         except OSError as error:
+            if error.errno in _SPOILT:
+                self._drop(path)
             raise as_cache_error(f"cannot read {os.fsdecode(path)}", error) from error
         if len(data) == size and digest(data) == name:
             return data
-        self.lost += 1
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        self._drop(path)
         return None
 
     def store(self, name: Digest, data: bytes | memoryview) -> None:
@@ -63,33 +70,36 @@ class DigestFiles:
 
         Raises CacheError: no space, or not writable; nothing is left behind.
         """
-        if not self._directory.writable:
-            raise CacheError(f"the cache {self._directory.path} is not writable")
         path = self.path(name)
-        temporary = b"%s-%d" % (self._temporary, next(self._serial))
         try:
-            self._make_parents(path)
             try:
-                write_new(temporary, data)
-                os.rename(temporary, path)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                raise
+                self._write(path, data)
+            except FileNotFoundError:
+                self._directory.make(os.path.dirname(path))
+                self._write(path, data)
         except OSError as error:
-            self._made.clear()
             raise as_cache_error(f"cannot write to the cache {self._directory.path}", error) from error
 
-    def _make_parents(self, path: bytes) -> None:
-        parent = os.path.dirname(path)
-        if parent not in self._made:
-            os.makedirs(parent, mode=0o700, exist_ok=True)
-            self._made.add(parent)
+    def _write(self, path: bytes, data: bytes | memoryview) -> None:
+        temporary = b"%s-%d" % (self._temporary, next(self._serial))
+        try:
+            write_new(temporary, data)
+            os.rename(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def _drop(self, path: bytes) -> None:
+        self.lost += 1
+        log.warning("%s is not as it was stored: dropped", os.fsdecode(path))
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def _read_whole(path: bytes, size: int) -> bytes:
     """At most one byte more than `size`, enough to see that a file has grown."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = os.open(path, _OPEN_FLAGS)
     try:
         return os.read(fd, size + 1)
     finally:

@@ -36,15 +36,15 @@ class Full(Exception):
 
 
 class InodeTable:
-    """A table over a map of its own bytes. One writer at a time; any number of readers, in any process."""
+    """A table over a map of its own bytes. One writer at a time; any number of readers, in any process.
+
+    Raises ValueError if the bytes are none.
+    """
 
     def __init__(self, buffer: mmap.mmap) -> None:
         self._map = buffer
-        magic, capacity, *_ = _HEADER.unpack_from(buffer)
-        if magic != _MAGIC or capacity & (capacity - 1) or len(buffer) < size_of(capacity):
-            raise ValueError("not an inode table")
-        self.capacity: int = capacity
-        self._mask = capacity - 1
+        self.capacity = _capacity_of(buffer)
+        self._mask = self.capacity - 1
 
     @property
     def count(self) -> int:
@@ -65,21 +65,36 @@ class InodeTable:
 
     def find(self, number: int) -> Slot | None:
         """The slot of `number`, None if it was never put."""
-        _, page, position, check = self._seek(number)
-        return Slot(number, page - 1, position, check) if page else None
-
-    def put(self, slot: Slot) -> Slot | None:
-        """Put `slot` there, in place of an older one with its number and check.
-
-        Returns the slot that has the number but another check, if there is one; then nothing was put. Raises Full.
-        """
-        offset, page, position, check = self._seek(slot.number)
-        if not page:
-            self._count_one()
-        elif check != slot.check:
-            return Slot(slot.number, page - 1, position, check)
-        _SLOT.pack_into(self._map, offset, slot.number, slot.page + 1, slot.position, slot.check)
+        unpack, buffer, mask = _SLOT.unpack_from, self._map, self._mask
+        first = number & mask
+        # A table that was written as it should be has free slots, but this one may have been damaged.
+        for place in range(first, first + self.capacity):
+            found, page, position, check = unpack(buffer, _HEADER_BYTES + (place & mask) * 16)
+            if not page:
+                return None
+            if found == number:
+                return Slot(number, page - 1, position, check)
         return None
+
+    def put(self, number: int, page: int, position: int, check: int) -> bool:
+        """Put a slot there, in place of an older one with its number and check.
+
+        False if the number is there with another check: then nothing was put. Raises Full.
+        """
+        unpack, buffer, mask = _SLOT.unpack_from, self._map, self._mask
+        first = number & mask
+        for place in range(first, first + self.capacity):
+            offset = _HEADER_BYTES + (place & mask) * 16
+            found, taken, _, other = unpack(buffer, offset)
+            if not taken:
+                self._count_one()
+            elif found != number:
+                continue
+            elif other != check:
+                return False
+            _SLOT.pack_into(buffer, offset, number, page + 1, position, check)
+            return True
+        raise Full
 
     def slots(self) -> Iterator[Slot]:
         """All slots that are taken."""
@@ -91,9 +106,16 @@ class InodeTable:
     def take_over(self, old: "InodeTable") -> None:
         """Put in what `old` holds."""
         for slot in old.slots():
-            self.put(slot)
+            self.put(*slot)
         if old.contested:
             self.mark_contested()
+
+    def copy(self) -> "InodeTable":
+        """The same in memory that no other process sees."""
+        buffer = mmap.mmap(-1, len(self._map))
+        buffer.write(memoryview(self._map))
+        _U64.pack_into(buffer, _MOVED_AT, 0)
+        return InodeTable(buffer)
 
     def mark_moved(self) -> None:
         _U64.pack_into(self._map, _MOVED_AT, 1)
@@ -102,20 +124,9 @@ class InodeTable:
         """Let go of the memory; the kernel's page cache still has it (for a map of a file: a private one keeps it)."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
-    def _seek(self, number: int) -> tuple[int, int, int, int]:
-        """(offset, page + 1, position, check) of the slot that has `number`, or of the free one where it belongs."""
-        unpack, buffer, mask = _SLOT.unpack_from, self._map, self._mask
-        place = number & mask
-        while True:
-            offset = _HEADER_BYTES + place * 16
-            found, page, position, check = unpack(buffer, offset)
-            if found == number or not page:
-                return offset, page, position, check
-            place = place + 1 & mask
-
     def _count_one(self) -> None:
         count = self.count + 1
-        if count > self.capacity * 5 // 8:  # so a search always meets a free slot, and soon
+        if count > self.capacity * 5 // 8:  # so a search soon meets a free slot
             raise Full
         _U64.pack_into(self._map, _COUNT_AT, count)
 
@@ -147,3 +158,13 @@ def open_file(fd: int) -> InodeTable:
 def _format(buffer: mmap.mmap, capacity: int) -> InodeTable:
     _HEADER.pack_into(buffer, 0, _MAGIC, capacity, 0, 0, 0)
     return InodeTable(buffer)
+
+
+def _capacity_of(buffer: mmap.mmap) -> int:
+    """What the header says, if all of it is there: touching a map beyond the end of its file would kill the process."""
+    if len(buffer) < _HEADER_BYTES:
+        raise ValueError("too short for an inode table")
+    magic, capacity, *_ = _HEADER.unpack_from(buffer)
+    if magic != _MAGIC or capacity.bit_count() != 1 or len(buffer) < size_of(capacity):
+        raise ValueError("not an inode table")
+    return int(capacity)

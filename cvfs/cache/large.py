@@ -12,10 +12,11 @@ import contextlib
 import os
 
 from cvfs.cache.directory import CacheDirectory, as_cache_error
-from cvfs.errors import CacheError
 from cvfs.format.blob import digest
 from cvfs.format.codec import encode
 from cvfs.model import Content, Digest, Entry, Location
+
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # whatever is there, opening does not wait
 
 
 def recipe_of(entry: Entry, content: Content) -> Digest:
@@ -39,7 +40,7 @@ class LargeFiles:
     def load(self, recipe: Digest, location: Location) -> bytes | None:
         """The bytes of one chunk, verified; None if they have not arrived. Raises CacheError: the disk failed."""
         try:
-            fd = os.open(self.path(recipe), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(self.path(recipe), _FLAGS | os.O_RDONLY)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -54,12 +55,10 @@ class LargeFiles:
 
     def store(self, recipe: Digest, size: int, location: Location, data: bytes | memoryview) -> None:
         """Put a verified chunk at its place in the file of an object of `size` bytes. Raises CacheError."""
-        if not self._directory.writable:
-            raise CacheError(f"the cache {self._directory.path} is not writable")
         path = self.path(recipe)
         try:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._directory.make(os.path.dirname(path))
+            fd = os.open(path, _FLAGS | os.O_WRONLY | os.O_CREAT, 0o600)
             try:
                 if os.fstat(fd).st_size != size:
                     os.ftruncate(fd, size)

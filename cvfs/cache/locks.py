@@ -1,41 +1,65 @@
-"""One fetch of a blob among all processes that share a cache.
+"""One fetch of a blob among all processes that share a cache, and among all repositories within one.
 
 A lock is a byte range of one file, at an offset that the blob's id gives: nothing to create, nothing to clean up, and
 the kernel releases it when its holder dies. Ranges of different blobs may coincide: they then wait for each other.
+
+The locks are of the kind that belongs to an open file (F_OFD_SETLK in fcntl(2)), not to a process: those of a process
+are lost when any part of it closes the file, and do not hold between two parts of it.
 """
 
 import errno
 import fcntl
 import os
+import struct
 
 from cvfs.cache.directory import CacheDirectory
 from cvfs.model import Digest
 
+_FLOCK = struct.Struct("@hhqqi4x")
+"""struct flock of 64-bit Linux: type, whence, start, length, pid."""
+
+
+class Lock:
+    """A lock that is held, or an excuse for one where locks cannot be had: fetching twice is no harm."""
+
+    def __init__(self, locks: "BlobLocks | None", offset: int) -> None:
+        self._locks, self._offset = locks, offset
+
+    def release(self) -> None:
+        """Let go of it; once more does nothing."""
+        if self._locks is not None:
+            self._locks.release(self._offset)
+            self._locks = None
+
+
+NO_LOCK = Lock(None, 0)
+
 
 class BlobLocks:
-    """Locks on blobs. POSIX locks belong to the process: within it, callers must not fetch one blob twice at once."""
+    """Locks on blobs. For one thread, the event loop's."""
 
     def __init__(self, directory: CacheDirectory) -> None:
+        self._held: set[int] = set()
         self._fd: int | None = None
-        if directory.writable:
-            try:
-                self._fd = os.open(directory.path / "locks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except OSError:
-                self._fd = None
-
-    def try_lock(self, blob_id: Digest) -> bool:
-        """Whether this process now holds the lock. True as well where locks cannot be had: fetching twice is no harm."""
-        if self._fd is None:
-            return True
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(blob_id))
-        except OSError as error:
-            return error.errno not in (errno.EAGAIN, errno.EACCES)
-        return True
+            self._fd = os.open(directory.path / "locks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            self._fd = None
 
-    def unlock(self, blob_id: Digest) -> None:
+    def try_lock(self, blob_id: Digest) -> Lock | None:
+        """The lock of a blob; None if it is held already, here or in another process."""
+        offset = _offset(blob_id)
+        if offset in self._held:
+            return None
+        if self._fd is not None and not _set(self._fd, fcntl.F_WRLCK, offset):
+            return None
+        self._held.add(offset)
+        return Lock(self, offset)
+
+    def release(self, offset: int) -> None:
+        self._held.discard(offset)
         if self._fd is not None:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _offset(blob_id))
+            _set(self._fd, fcntl.F_UNLCK, offset)
 
     def close(self) -> None:
         if self._fd is not None:
@@ -45,3 +69,12 @@ class BlobLocks:
 
 def _offset(blob_id: Digest) -> int:
     return int.from_bytes(blob_id[:7], "little")
+
+
+def _set(fd: int, kind: int, offset: int) -> bool:
+    """False if another holds it. Where the file system has no locks, there is nobody to hold one."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
