@@ -2,33 +2,47 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import partial
+from operator import attrgetter
 
 from cvfs.cache.large import recipe_of
 from cvfs.errors import FormatError
-from cvfs.fetcher import Fetcher
+from cvfs.fetcher import Fetcher, PageMissing
+from cvfs.format.locations import check_run
 from cvfs.format.pages import Leaf, LocationPage
 from cvfs.format.tree.lookup import Found
-from cvfs.model import BlobRef, Digest, Location
-from cvfs.pieces import Piece, pieces_in_pack, pieces_of
+from cvfs.model import Digest, Location
+from cvfs.pieces import Piece, pieces_in_pack
+
+_OFFSET = attrgetter("object_offset")
 
 
 class File:
     """The content of a record, read piece by piece. It stays readable as long as its bytes can be had, whatever
-    revision is current."""
+    revision is current.
+
+    It holds on to no page: a thousand open files must not keep a thousand pages in memory.
+    """
 
     def __init__(self, found: Found, fetcher: Fetcher) -> None:
         self.entry = found.entry
-        self._leaf: Leaf = found.leaf
+        self._page = found.page
         self._fetcher = fetcher
         self._content = found.record.content
-        self._pieces = list(pieces_of(self.entry, self._content))
+        self._whole = self._whole_piece()
+        self._recipe = None if self._whole else recipe_of(self.entry, self._content)
         self._page_offsets = [offset for offset, _ in self._content.location_pages]
+
+    @property
+    def weight(self) -> int:
+        """About how many locations' worth of memory it takes."""
+        return 1 + len(self._content.locations) + len(self._page_offsets)
 
     def read_nowait(self, offset: int, length: int) -> bytes | memoryview | None:
         """As `read`, where that needs no wait: a small file that is in memory or in the cache; else None."""
-        if len(self._pieces) != 1 or self._pieces[0].recipe is not None:
+        if self._whole is None:
             return None if offset < self.entry.size else b""
-        data = self._fetcher.piece_nowait(self._pieces[0])
+        data = self._fetcher.piece_nowait(self._whole, self._same_pack)
         return None if data is None else data[offset : offset + length]
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:
@@ -36,55 +50,73 @@ class File:
         end = min(offset + length, self.entry.size)
         if offset >= end:
             return b""
-        if len(self._pieces) == 1 and self._pieces[0].recipe is None:
-            return (await self._piece(self._pieces[0]))[offset:end]
-        return await self._assemble(offset, end)
-
-    async def _assemble(self, offset: int, end: int) -> bytes | memoryview:
-        """The bytes from `offset` to `end` of a chunked object; what no chunk covers is zeros."""
-        data = bytearray(end - offset)
-        for start in self._page_starts(offset, end):
-            for piece in _overlapping(await self._pieces_at(start), offset, end):
-                at = piece.location.object_offset
-                first, last = max(offset, at), min(end, at + piece.location.length)
-                chunk = await self._piece(piece)
-                data[first - offset : last - offset] = chunk[first - at : last - at]
+        if self._whole is not None:
+            return (await self._fetcher.piece(self._whole, self._same_pack))[offset:end]
+        data = bytearray(end - offset)  # what no chunk covers is zeros
+        for number in self._page_numbers(offset, end):
+            locations = await self._locations(number)
+            for location in _overlapping(locations, offset, end):
+                await self._copy(location, locations, offset, data)
         return bytes(data)
 
-    async def _piece(self, piece: Piece) -> bytes | memoryview:
-        return await self._fetcher.piece(piece, lambda: self._neighbours(piece))
+    def _whole_piece(self) -> Piece | None:
+        """The one piece of a small file."""
+        locations = self._content.locations
+        if len(locations) != 1 or locations[0].chunk_id:
+            return None
+        return Piece(Digest(self.entry.content_id), locations[0], None, self.entry.size)
 
-    def _neighbours(self, piece: Piece) -> list[Piece]:
-        pack = piece.location.pack
-        if piece.recipe is None or not self._page_offsets:
-            return pieces_in_pack(self._leaf, pack)
-        return [piece]
+    def _same_pack(self) -> Sequence[Piece]:
+        """What the leaf of a small file has in the file's pack, if the leaf is in memory."""
+        return self._in_leaf(self._content.locations[0])
 
-    def _page_starts(self, offset: int, end: int) -> Iterator[int]:
+    async def _copy(self, location: Location, locations: Sequence[Location], offset: int, data: bytearray) -> None:
+        """Put into `data`, which begins at `offset` of the file, what one chunk has of it."""
+        chunk = await self._fetcher.piece(self._chunk(location), partial(self._neighbours, location, locations))
+        at = location.object_offset
+        first, last = max(offset, at), min(offset + len(data), at + location.length)
+        data[first - offset : last - offset] = memoryview(chunk)[first - at : last - at]
+
+    def _chunk(self, location: Location) -> Piece:
+        assert self._recipe is not None
+        return Piece(Digest(location.chunk_id), location, self._recipe, self.entry.size)
+
+    def _neighbours(self, location: Location, locations: Sequence[Location]) -> Sequence[Piece]:
+        """The pieces in the pack of a chunk, as far as the page knows that lists it."""
+        if self._page_offsets:
+            return [self._chunk(other) for other in locations if other.pack == location.pack]
+        return self._in_leaf(location)
+
+    def _in_leaf(self, location: Location) -> Sequence[Piece]:
+        try:
+            leaf = self._fetcher.page_nowait(self._page)
+        except PageMissing:
+            return []
+        return pieces_in_pack(leaf, location.pack) if isinstance(leaf, Leaf) else []
+
+    def _page_numbers(self, offset: int, end: int) -> range:
         """The numbers of the location pages that speak of the range; 0 alone where the record itself says it all."""
         if not self._page_offsets:
-            yield 0
-            return
-        yield from range(max(bisect_right(self._page_offsets, offset) - 1, 0), bisect_right(self._page_offsets, end - 1))
+            return range(1)
+        return range(max(bisect_right(self._page_offsets, offset) - 1, 0), bisect_right(self._page_offsets, end - 1))
 
-    async def _pieces_at(self, number: int) -> Sequence[Piece]:
+    async def _locations(self, number: int) -> Sequence[Location]:
+        """What location page `number` lists, or the record itself. Raises FormatError: the page is not what it says."""
         if not self._page_offsets:
-            return self._pieces
-        return self._pieces_of_page(await self._location_page(self._content.location_pages[number][1]))
-
-    async def _location_page(self, ref: BlobRef) -> Sequence[Location]:
+            return self._content.locations
+        start, ref = self._content.location_pages[number]
         page = await self._fetcher.page(ref)
         if not isinstance(page, LocationPage):
             raise FormatError(f"page {ref.id.hex()} is not a location page")
+        check_run(page.locations, start, ([*self._page_offsets, self.entry.size])[number + 1])
         return page.locations
 
-    def _pieces_of_page(self, locations: Sequence[Location]) -> list[Piece]:
-        recipe = recipe_of(self.entry, self._content)
-        return [Piece(Digest(at.chunk_id), at, recipe, self.entry.size) for at in locations]
 
-
-def _overlapping(pieces: Sequence[Piece], offset: int, end: int) -> Iterator[Piece]:
-    for piece in pieces:
-        at = piece.location
-        if at.object_offset < end and offset < at.object_offset + at.length:
-            yield piece
+def _overlapping(locations: Sequence[Location], offset: int, end: int) -> Iterator[Location]:
+    """Those of `locations`, which are in order and apart, that have bytes between `offset` and `end`."""
+    for number in range(max(bisect_right(locations, offset, key=_OFFSET) - 1, 0), len(locations)):
+        location = locations[number]
+        if location.object_offset >= end:
+            return
+        if offset < location.object_offset + location.length:
+            yield location

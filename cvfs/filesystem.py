@@ -14,7 +14,7 @@ from cvfs.file import File
 from cvfs.format.locations import WireContent
 from cvfs.format.tree.lookup import Found
 from cvfs.inodes import ROOT_INODE
-from cvfs.model import Entry, join, split
+from cvfs.model import Entry, split
 from cvfs.repository import Repository
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ DIRECTORY_BYTES = 4096
 """What stat(2) says of a directory's size: one block, as on ext4."""
 
 _DIRECTORIES = 16_384
-_FILES = 1024
+_FILE_LOCATIONS = 8192
 _RUNS = 4096
 _DOTS = 2
 _RUN_BITS = 32
@@ -68,7 +68,7 @@ class FileSystem:
     def __init__(self, repository: Repository) -> None:
         self.repository = repository
         self._directories: Memory[int, bytes] = Memory(_DIRECTORIES)
-        self._files: Memory[int, File] = Memory(_FILES)
+        self._files: Memory[int, File] = Memory(_FILE_LOCATIONS)
         self._runs: Memory[tuple[int, int], bytes] = Memory(_RUNS)
 
     async def bring(self, question: Callable[[], T]) -> T:
@@ -79,7 +79,10 @@ class FileSystem:
         """The inode that directory `parent` lists as `name`. Raises PathError: ENOENT, ENOTDIR, ENAMETOOLONG."""
         if len(name) > 255:
             raise PathError(errno.ENAMETOOLONG)
-        return self._node(self.repository.find_nowait(join(self._directory_nowait(parent), name)))
+        found = self.repository.lookup_nowait(self._directory_nowait(parent), name)
+        if found is None or not name:
+            raise PathError(errno.ENOENT, name)
+        return self._node_numbered(self.repository.inode_of(found), found)
 
     def getattr_nowait(self, inode: int) -> Node:
         """The inode itself; of a directory, as the current revision has it."""
@@ -106,7 +109,7 @@ class FileSystem:
         if found is not None and place >= len(found.group.entries):
             run, place = run + 1, 0
             found = self._run_nowait(inode, path, run)
-        return [] if found is None else self._items(path, found, run, place)
+        return [] if found is None else self._items(found, run, place)
 
     def readlink_nowait(self, inode: int) -> bytes:
         """The target of a symbolic link. Raises PathError EINVAL if it is none."""
@@ -127,7 +130,7 @@ class FileSystem:
             if not found.entry.is_regular:
                 raise PathError(errno.EISDIR if found.entry.is_directory else errno.EINVAL)
             file = File(found, self.repository.fetcher)
-            self._files.put(inode, file, 1)
+            self._files.put(inode, file, file.weight)
         return file
 
     async def read(self, inode: int, offset: int, length: int) -> bytes | memoryview:
@@ -148,7 +151,7 @@ class FileSystem:
             return self.repository.find_nowait(b"")
         place = self.repository.fetcher.place_of(inode)
         found = None if place is None else self.repository.located_nowait(place)
-        if found is None or self.repository.inode_of(found.group.directory, found.entry) != inode:
+        if found is None or self.repository.inode_of(found) != inode:
             raise StaleInodeError(inode)
         return found
 
@@ -165,12 +168,6 @@ class FileSystem:
             self._directories.put(inode, path, 1)
         return path
 
-    def _node(self, found: Found) -> Node:
-        directory, entry = found.group.directory, found.entry
-        if not entry.name:
-            return self._node_numbered(ROOT_INODE, found)
-        return self._node_numbered(self.repository.inode_of(directory, entry), found)
-
     def _node_numbered(self, inode: int, found: Found) -> Node:
         return make_node(inode, found.entry, found.group.contents[found.index])
 
@@ -181,33 +178,32 @@ class FileSystem:
         return [Item(b".", make_node(inode, _DOT, None), 1), Item(b"..", make_node(parent, _DOT, None), _DOTS)]
 
     def _run_nowait(self, inode: int, path: bytes, run: int) -> Found | None:
-        """Run number `run` of a listing, its entries in one page. Which name it begins behind is remembered."""
-        if run == 0:
-            return self.repository.listing_nowait(path)
-        after = self._runs.get((inode, run))
-        if after is None:
-            before = self._run_nowait(inode, path, run - 1)
-            if before is None:
-                return None
-            after = before.group.names[-1]
-            self._runs.put((inode, run), after, 1)
-        return self.repository.listing_nowait(path, after)
+        """Run number `run` of a listing, its entries in one page. Which names the runs begin behind is remembered."""
+        number, after = run, self._runs.get((inode, run))
+        while number and after is None:
+            number -= 1
+            after = self._runs.get((inode, number))
+        found = self.repository.listing_nowait(path, after or b"")
+        while found is not None and number < run:
+            number, after = number + 1, found.group.names[-1]
+            self._runs.put((inode, number), after, 1)
+            found = self.repository.listing_nowait(path, after)
+        return found
 
-    def _items(self, path: bytes, found: Found, run: int, place: int) -> list[Item]:
-        group, inode_of = found.group, self.repository.inode_of
+    def _items(self, found: Found, run: int, place: int) -> list[Item]:
+        group, inodes = found.group, self.repository.inodes_of(found)
         base = (run << _RUN_BITS) + _DOTS + 1
         items = []
         for index in range(max(place, found.index), len(group.entries)):
             entry = group.entries[index]
-            node = make_node(inode_of(path, entry), entry, group.contents[index])
-            items.append(Item(entry.name, node, base + index))
+            items.append(Item(entry.name, make_node(inodes[index], entry, group.contents[index]), base + index))
         if found.number + 1 < len(found.leaf.groups):  # another directory follows in the page: this one ends here
             items[-1] = items[-1]._replace(cookie=END)
         return items
 
 
 def make_node(inode: int, entry: Entry, content: WireContent | None) -> Node:
-    if entry.is_directory:
+    if stat.S_ISDIR(entry.mode):
         return Node(inode, entry, DIRECTORY_BYTES, DIRECTORY_BYTES // 512)
     return Node(inode, entry, entry.size, _stored_bytes(entry, content) + 511 >> 9)
 

@@ -1,6 +1,7 @@
 """Single flight: however many tasks want one thing, it is brought once."""
 
 from collections.abc import Awaitable, Callable, Hashable
+from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
 import trio
@@ -12,7 +13,14 @@ class _Flight(Generic[T]):
     def __init__(self) -> None:
         self.landed = trio.Event()
         self.result: T | None = None
-        self.error: Exception | None = None
+        self.error: Exception | None = trio.ClosedResourceError("the service has ended")
+        self.traceback: TracebackType | None = None
+
+    def land(self, result: T) -> None:
+        self.result, self.error = result, None
+
+    def crash(self, error: Exception) -> None:
+        self.error, self.traceback = error, error.__traceback__
 
 
 class Flights:
@@ -26,22 +34,45 @@ class Flights:
     async def join(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
         """What `work()` returns or raises: it is begun unless it is already under way for `key`.
 
-        All that wait for one flight share its result, failures too. Always a checkpoint; cancelled: the flight goes on.
+        All that wait for one flight share its result, failures too. Raises trio.ClosedResourceError if the nursery was
+        cancelled before the end. Always a checkpoint; cancelled: the flight goes on.
         """
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight()
+            flight = _Flight()
             self._nursery.start_soon(self._run, key, flight, work)
+            self._flights[key] = flight
         await flight.landed.wait()
         if flight.error is not None:
-            raise flight.error
+            raise flight.error.with_traceback(flight.traceback)  # each waiter begins with the same one
         return cast(T, flight.result)
 
     async def _run(self, key: Hashable, flight: _Flight[T], work: Callable[[], Awaitable[T]]) -> None:
         try:
-            flight.result = await work()
-        except Exception as error:
-            flight.error = error
+            flight.land(await work())
+        except Exception as error:  # noqa: BLE001 - it is the waiters'
+            flight.crash(error)
         finally:
             del self._flights[key]
             flight.landed.set()
+
+
+class Room:
+    """Space for `size` of what is under way, given in the order in which it was asked for."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._free = size
+        self._turn = trio.Lock()
+        self._freed = trio.Event()
+
+    async def take(self, amount: int) -> None:
+        """Wait for room; what is larger than all there is waits until it is alone. Cancelled: nothing is taken."""
+        async with self._turn:
+            while self._free < min(amount, self._size):
+                self._freed = trio.Event()
+                await self._freed.wait()
+            self._free -= amount
+
+    def give_back(self, amount: int) -> None:
+        self._free += amount
+        self._freed.set()

@@ -4,7 +4,7 @@ That the pack's hash was right proves only that a publisher wrote it. The cache 
 publishers need not trust each other, so what is kept under a content id must have it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
 from cvfs.cache import Cache
@@ -26,6 +26,11 @@ class Piece(NamedTuple):
     location: Location
     recipe: Digest | None
     size: int
+
+    @property
+    def key(self) -> Hashable:
+        """Where it is in the cache. One chunk in two files, or twice in one, is stored in each place."""
+        return self.id if self.recipe is None else (self.recipe, self.location.object_offset)
 
 
 def pieces_of(entry: Entry, content: Content) -> Iterator[Piece]:
@@ -50,14 +55,43 @@ def pieces_in_pack(leaf: Leaf, pack: BlobRef) -> list[Piece]:
     return found
 
 
-def cut(piece: Piece, plain: bytes | memoryview) -> memoryview:
-    """The piece out of the plain bytes of its pack. Raises IntegrityError unless it is what its id names."""
-    at = piece.location
-    data = memoryview(plain)[at.pack_offset : at.pack_offset + at.length]
+class Pack:
+    """The plain bytes of a pack, in memory; which of its pieces were verified, and which the cache was given."""
+
+    def __init__(self, ref: BlobRef, plain: bytes) -> None:
+        self.ref, self.plain = ref, plain
+        self._right: set[tuple[Digest, int, int]] = set()
+        self._kept: set[Hashable] = set()
+
+    def cut(self, piece: Piece) -> memoryview:
+        """The piece. Raises IntegrityError unless it is what its id names."""
+        at = piece.location
+        data = memoryview(self.plain)[at.pack_offset : at.pack_offset + at.length]
+        known = piece.id, at.pack_offset, at.length
+        if known not in self._right:
+            check_piece(piece, data)
+            self._right.add(known)
+        return data
+
+    def is_kept(self, piece: Piece) -> bool:
+        return piece.key in self._kept
+
+    def begin_to_keep(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """Those of `pieces` that the cache was not given yet: it is given them now."""
+        left = {piece.key: piece for piece in pieces if piece.key not in self._kept}
+        self._kept.update(left)
+        return list(left.values())
+
+    def fail_to_keep(self, pieces: Iterable[Piece]) -> None:
+        """The cache did not take these: they may be tried again."""
+        self._kept.difference_update(piece.key for piece in pieces)
+
+
+def check_piece(piece: Piece, data: memoryview) -> None:
+    """Raise IntegrityError unless `data` is what the piece's id names."""
     got = digest(data)
     if got != piece.id:
-        raise IntegrityError(piece.id.hex(), got.hex(), f"pack {at.pack.id.hex()}")
-    return data
+        raise IntegrityError(piece.id.hex(), got.hex(), f"pack {piece.location.pack.id.hex()}")
 
 
 def load(cache: Cache, piece: Piece) -> bytes | None:
@@ -74,15 +108,17 @@ def store(cache: Cache, pieces: Iterable[Piece], plain: bytes) -> list[Integrity
     """
     wrong = []
     for piece in pieces:
+        if piece.recipe is None and piece.id in cache.objects:
+            continue
+        at = piece.location
+        data = memoryview(plain)[at.pack_offset : at.pack_offset + at.length]
         try:
-            _store(cache, piece, plain)
+            check_piece(piece, data)
         except IntegrityError as error:
             wrong.append(error)
+            continue
+        if piece.recipe is None:
+            cache.objects.store(piece.id, data)
+        else:
+            cache.large.store(piece.recipe, piece.size, at, data)
     return wrong
-
-
-def _store(cache: Cache, piece: Piece, plain: bytes) -> None:
-    if piece.recipe is not None:
-        cache.large.store(piece.recipe, piece.size, piece.location, cut(piece, plain))
-    elif piece.id not in cache.objects:
-        cache.objects.store(piece.id, cut(piece, plain))

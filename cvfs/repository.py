@@ -5,7 +5,7 @@ question into one that waits.
 """
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from cvfs.cache.index import Place
@@ -14,8 +14,8 @@ from cvfs.fetcher import Fetcher, PageMissing
 from cvfs.format.pages import Leaf, Page
 from cvfs.format.tree import Tree
 from cvfs.format.tree.lookup import Found
-from cvfs.inodes import Numbering
-from cvfs.model import BlobRef, Entry, Manifest, split
+from cvfs.inodes import ROOT_INODE, Numbering
+from cvfs.model import BlobRef, Manifest, split
 
 T = TypeVar("T")
 
@@ -67,9 +67,17 @@ class Repository:
             raise PathError(errno.ESTALE)
         return page
 
-    def inode_of(self, directory: bytes, entry: Entry) -> int:
-        """The inode number of what is listed in `directory` as `entry`."""
-        return self.fetcher.resolve(self.numbering.entry(directory, entry))
+    def lookup_nowait(self, directory: bytes, name: bytes) -> Found | None:
+        """The record that `directory` lists as `name`, if it is a directory and does."""
+        return self._tree.find(directory, name)
+
+    def inode_of(self, found: Found) -> int:
+        """The inode number of a record just found."""
+        return self.inodes_of(found)[found.index] if found.entry.name else ROOT_INODE
+
+    def inodes_of(self, found: Found) -> Sequence[int]:
+        """The inode numbers of all records in the group of one just found."""
+        return self.fetcher.numbers_nowait(found.page)[found.number]
 
     def directory_inode(self, path: bytes) -> int:
         """The inode number of the directory at `path`."""
