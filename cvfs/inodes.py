@@ -20,7 +20,7 @@ ROOT_INODE = 1
 
 
 class Identity(NamedTuple):
-    """80 bits of hash: `number`, the inode number unless another file has it, and `check`, which tells the two apart."""
+    """80 bits of hash: `number`, the inode number unless another file has it, and `check`, to tell the two apart."""
 
     number: int
     check: int
