@@ -121,7 +121,7 @@ def publish(places: Places, environment: Environment) -> None:
     tree, stored, saved = report["tree"], report["stored"], report["saved"]
     what = f"{show_count(tree['files'], 'file')}, {show_size(tree['bytes'])}"
     say(f"{what} in {report['seconds']:.1f} s ({tree['files'] / report['seconds']:,.0f} files a second)")
-    savings = f"{show_size(saved['dedup_bytes'])} saved by deduplication, {show_size(saved['compression_bytes'])} by compression"
+    savings = f"{show_size(saved['dedup_bytes'])} by deduplication"
     say(f"stored as {show_count(stored['packs'], 'pack')} and {show_count(stored['pages'], 'page')} of metadata,")
     say(f"{show_size(stored['bytes'])}: saved {savings}, {show_size(saved['compression_bytes'])} by compression")
     again = json.loads(do("cvfs-publisher", "publish", short(places.store), short(environment.top), *state, "--json"))
@@ -243,9 +243,8 @@ def show_next(places: Places, environment: Environment, url: str, *, keep: bool)
     cvfs, publisher = short(command("cvfs")), short(command("cvfs-publisher"))
     if keep:
         python = shlex.join(map(short_word, environment.command(places.mount)[:2]))
-        variables = " ".join(
-            f"{name}={short_word(value)}" for name, value in environment.variables(places.mount).items()
-        )
+        variables = environment.variables(places.mount).items()
+        settings = " ".join(f"{name}={short_word(value)}" for name, value in variables)
         packages = short(places.mount / "lib")
         tries = [
             (f"ls {packages}", "it is still mounted"),
