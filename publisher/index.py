@@ -9,7 +9,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -209,7 +209,8 @@ def _transact(environment: lmdb.Environment, has_blob: HasBlob, keep: bool) -> I
     try:
         yield Index(transaction, tables, has_blob)
         if keep:
-            transaction.commit()
+            with suppress(lmdb.Error):  # A full disk, say: the next publish will only be slower.
+                transaction.commit()
     finally:
         transaction.abort()  # Does nothing after a commit.
 

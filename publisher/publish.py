@@ -12,10 +12,10 @@ from typing import NamedTuple
 from cvfs.format.blob import DEFAULT_LEVEL, seal
 from cvfs.format.manifest import encode_manifest
 from cvfs.format.tree import Root, Tree, build, diff, edit
-from cvfs.model import NO_CONTENT, Entry, Manifest, Record, split
+from cvfs.model import NO_CONTENT, BlobRef, Entry, Manifest, Record, split
 from publisher.graft import upserts
 from publisher.history import Head, Pages, read_head
-from publisher.index import Index, open_index
+from publisher.index import BROKEN, Index, open_index, reset_index
 from publisher.learn import learn
 from publisher.listing import Excluded, SourceTree
 from publisher.packing import Packing
@@ -59,7 +59,15 @@ def publish(store: Store, tree: str, state: Path, options: Options, published_s:
     `state` keeps what makes the next publish quick. Nothing is visible to readers before all is stored; if nothing has
     changed, there is no new revision. Raises PublishError, StoreError.
     """
-    started = time.monotonic()
+    try:
+        return _publish(store, tree, state, options, published_s, watch)
+    except BROKEN:
+        reset_index(state)
+        return _publish(store, tree, state, options, published_s, watch)
+
+
+def _publish(store: Store, tree: str, state: Path, options: Options, published_s: int, watch: Watch) -> Report:
+    started_s = time.monotonic()
     if options.is_dry_run:
         store = DryRunStore(store)
     head = read_head(store)
@@ -83,7 +91,7 @@ def publish(store: Store, tree: str, state: Path, options: Options, published_s:
         root=root.page.id.hex(),
         changes=changes,
         counts=publication.counts,
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - started_s,
     )
 
 
@@ -139,13 +147,18 @@ class _Publication:
 
     def _build(self, executor: ThreadPoolExecutor, watch: Watch) -> Root:
         options, index, limit = self._options, self._index, 2 * self._options.workers
-        packing = Packing(index, self._store.put_blob, options.level, executor, limit, self.counts)
+        put_pack = self._would_put if options.is_dry_run else self._store.put_blob
+        packing = Packing(index, put_pack, options.level, executor, limit, self.counts)
         cache = StatCache(index, os.fsencode(self._source.path))
         scanner = Scanner(self._source, options.at, cache, lambda entry: locate(index, self._pages, entry))
         pipeline = Pipeline(self._source, index, cache, packing, self._put_page, executor, limit, self.counts)
         root = scanner.root(split(options.at)[1])
         records = pipeline.records(scanner.runs(), watch.tick)
         return self._assemble(root, records)
+
+    def _would_put(self, ref: BlobRef, _stored: bytes) -> bool:
+        """In place of storing a pack, in a dry run: it is not kept in memory, as pages are."""
+        return not self._store.has_blob(ref)
 
     def _assemble(self, root: Entry, records: Iterator[Record]) -> Root:
         """The whole new tree: the source's records alone, or in their place among those of the old tree."""

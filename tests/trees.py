@@ -10,6 +10,7 @@ import socket
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -249,6 +250,7 @@ _ODD_NAMES = st.sampled_from(
 )
 
 
+@cache
 def names() -> st.SearchStrategy[bytes]:
     """Names of any bytes; often ones that sort next to each other in odd ways."""
     plain = st.sampled_from([b"a", b"b", b"a-", b"a0", b"a\x01", b"ab", b"A"])
@@ -273,6 +275,7 @@ def _common(*, is_root: bool) -> dict[str, st.SearchStrategy[object]]:
     }
 
 
+@cache
 def nodes() -> st.SearchStrategy[Node]:
     """A node of any kind that this user may make."""
     is_root = os.geteuid() == 0

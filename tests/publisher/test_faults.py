@@ -1,0 +1,305 @@
+"""Publishes that cannot go on: the old revision stays whole, the user learns why in one line, the next one succeeds."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cvfs.errors import PublishError, StoreError
+from publisher import publish as publish_module
+from publisher import read as read_module
+from publisher.chunk import LargeReader
+from publisher.listing import SourceTree
+from publisher.store import open_store
+from tests.publisher.stores import Store, command, environment, error_line, run
+from tests.trees import Directory, File, make_tree, snapshot
+
+MANY = {b"%02d/%03d" % (i % 20, i): File(data=random.Random(i).randbytes(i * 11)) for i in range(1500)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    make_tree(tmp_path / "tree", {b"a": File(data=b"a"), b"d/b": File(data=b"b" * 5000)})
+    return tmp_path / "tree"
+
+
+def test_killed_at_any_moment_loses_nothing(tmp_path: Path, store: Store, tree: Path) -> None:
+    store.publish(tree)
+    before, head = store.snapshot(), store.manifest
+    make_tree(tree / "many", MANY)
+    arguments = command("publish", store.path, tree, "--state", store.state, "--quiet")
+    chance = random.Random(1)
+    killed = 0
+    for _ in range(25):
+        with subprocess.Popen(arguments, env=environment()) as process:
+            time.sleep(chance.uniform(0.25, 0.9))  # A moment of no significance, not a wait for something.
+            process.kill()
+        killed += process.returncode == -signal.SIGKILL
+        if store.manifest != head:
+            break
+        assert store.snapshot() == before
+    assert killed
+    assert run("publish", store.path, tree, "--state", store.state).returncode == 0
+    assert store.manifest.revision == head.revision + 1
+    assert store.snapshot() == snapshot(tree, count_links=True)
+    assert list((store.path / ".publisher/incoming").iterdir()) == []
+
+
+def test_killed_just_before_the_head_moves(store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish_module, "_advance", die)
+        with pytest.raises(KeyboardInterrupt):
+            store.publish(tree)
+    assert store.manifest.revision == 0
+    again = store.publish(tree)
+    assert again.is_published
+    assert again.counts.packs == 0  # They are there already.
+    assert store.snapshot() == snapshot(tree, count_links=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+@pytest.mark.parametrize("size_kib", [64, 600, 2000, 3500])
+def test_disk_full(tmp_path: Path, size_kib: int) -> None:
+    tree, disk = tmp_path / "tree", tmp_path / "disk"
+    make_tree(tree, {b"small": File(data=b"x")})
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", disk], check=True)
+    try:
+        store = Store(disk / "store")
+        store.state = tmp_path / "state"
+        store.publish(tree)
+        before = store.snapshot()
+        make_tree(tree, {b"f%d" % i: File(data=os.urandom(400_000)) for i in range(12)})
+        line = error_line(run("publish", store.path, tree, "--state", store.state))
+        assert "No space left on device" in line
+        assert store.snapshot() == before
+        assert list((store.path / ".publisher/incoming").iterdir()) == []
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        assert store.publish(tree).is_published
+        assert store.snapshot() == snapshot(tree, count_links=True)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_unreadable_is_named(tmp_path: Path, store: Store, what: str) -> None:
+    name = "a\nb" if what == "file" else "closed"
+    node = File(data=b"", mode=0o000) if what == "file" else Directory(mode=0o000)
+    make_tree(tmp_path / "tree", {b"x/1": File(data=b"1"), b"x/" + name.encode(): node})
+    publish = command("publish", store.path, tmp_path / "tree", "--state", store.state)
+    if os.geteuid() == 0:
+        publish = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *publish]
+    result = subprocess.run(publish, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+    line = error_line(result)
+    assert line.startswith("cannot read ")
+    assert line.endswith("Permission denied")
+    assert repr(name)[1:-1] in line
+    assert store.manifest.revision == 0
+
+
+@pytest.mark.parametrize("size", [1000, 6 << 20])
+def test_a_file_that_keeps_changing_is_an_error(store: Store, tree: Path, size: int) -> None:
+    file = tree / "log"
+    file.write_bytes(b"0" * size)
+    with _touching(file, times=99), pytest.raises(PublishError, match=r"changed while it was read: .*/log"):
+        store.publish(tree)
+    assert store.manifest.revision == 0
+
+
+@pytest.mark.parametrize("size", [1000, 6 << 20])
+def test_a_file_that_changes_once_is_read_again(store: Store, tree: Path, size: int) -> None:
+    file = tree / "log"
+    file.write_bytes(b"0" * size)
+    with _touching(file, times=1):
+        store.publish(tree)
+    assert store.snapshot() == snapshot(tree, count_links=True)
+
+
+class _touching:  # noqa: N801
+    """Writes to a file whenever it is about to be read, so many times."""
+
+    def __init__(self, file: Path, times: int) -> None:
+        self._file, self._times = os.fsencode(file.name), times
+        self._full = file
+        self._patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> None:
+        self._patch.setattr(read_module, "_read_once", self._before(read_module._read_once))
+        self._patch.setattr(LargeReader, "_finish", self._before(LargeReader._finish))
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+    def _before(self, function):  # type: ignore[no-untyped-def]
+        def call(*arguments):  # type: ignore[no-untyped-def]
+            is_ours = isinstance(arguments[0], LargeReader) or arguments[1].path == self._file
+            if is_ours and self._times:
+                self._times -= 1
+                with open(self._full, "r+b") as file:
+                    file.write(b"%d" % self._times)
+                os.utime(self._full, ns=(self._times, self._times))
+            return function(*arguments)
+
+        return call
+
+
+def test_a_file_that_disappears_is_named(store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = SourceTree.walk
+
+    def walk(source: SourceTree) -> Iterator[object]:
+        for directory in original(source):
+            (tree / "a").unlink(missing_ok=True)
+            yield directory
+
+    monkeypatch.setattr(SourceTree, "walk", walk)
+    with pytest.raises(PublishError, match=r"cannot read .*/tree/a: No such file or directory"):
+        store.publish(tree)
+    assert store.manifest.revision == 0
+
+
+def test_two_publishers_one_waits(store: Store, tree: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    make_tree(other, {b"c": File(data=b"c")})
+    opened = open_store(str(store.path))
+    with opened.lock(None):
+        line = error_line(run("publish", store.path, tree, "--no-wait", "--state", store.state))
+        assert "another publisher is at work" in line
+        arguments = command("publish", store.path, other, "--at", "other", "--state", tmp_path / "state2")
+        waiting = subprocess.Popen(
+            arguments, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert waiting.stderr is not None
+        assert "waiting for it" in waiting.stderr.readline()
+        assert store.manifest.revision == 0
+    waiting.communicate(timeout=60)
+    assert waiting.returncode == 0
+    assert store.manifest.revision == 1
+
+
+def test_many_publishers_at_once_lose_nothing(store: Store, tmp_path: Path) -> None:
+    running = []
+    for number in range(4):
+        top = tmp_path / f"tree{number}"
+        make_tree(top, {b"%d/%d" % (number, i): File(data=os.urandom(2000)) for i in range(40)})
+        arguments = command("publish", store.path, top, "--at", f"at/{number}", "--state", store.state, "--quiet")
+        running.append(subprocess.Popen(arguments, env=environment(), stderr=subprocess.DEVNULL))
+    assert [process.wait(60) for process in running] == [0] * 4
+    assert store.manifest.revision == 4
+    found = store.snapshot()
+    for number in range(4):
+        for path, facts in snapshot(tmp_path / f"tree{number}", count_links=True).items():
+            assert found[(b"at/%d/%s" % (number, path)).rstrip(b"/")] == facts
+
+
+def test_the_head_moves_only_from_what_it_was(store: Store, tree: Path) -> None:
+    opened = open_store(str(store.path))
+    with pytest.raises(StoreError, match="another publisher"):
+        opened.swap_head(b"something else", b"new")
+    assert store.manifest.revision == 0
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(os.urandom(50_000))
+
+
+def _half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _scrambled_behind(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[8192:] = random.Random(3).randbytes(len(data) - 8192)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [_garbage, _half, Path.unlink, _scrambled_behind])
+def test_a_damaged_or_lost_index_is_made_again(store: Store, tree: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    make_tree(tree / "many", MANY)
+    store.publish(tree)
+    before = store.manifest
+    damage(store.state / "index/data.mdb")
+    result = run("publish", store.path, tree, "--state", store.state, "--json")
+    assert result.returncode == 0, result
+    report = json.loads(result.stdout)
+    assert (report["published"], report["stored"]["packs"]) == (False, 0)
+    assert store.manifest == before
+    assert store.publish(tree).counts.files_read == 0
+
+
+def test_an_index_of_a_store_that_was_made_anew(tmp_path: Path, store: Store, tree: Path) -> None:
+    store.publish(tree)
+    subprocess.run(["rm", "-r", store.path], check=True)
+    again = Store(store.path)
+    again.publish(tree)
+    assert again.snapshot() == snapshot(tree, count_links=True)
+
+
+def test_a_pack_that_is_gone_or_cut_short_is_made_again(store: Store, tree: Path) -> None:
+    store.publish(tree)
+    [location] = {record.content.locations[0].pack for record in store.records() if record.entry.content_id}
+    pack = store.path / f"data/{location.id.hex()[:2]}/{location.id.hex()[2:]}"
+    os.truncate(pack, 3)
+    store.publish(tree)
+    assert store.snapshot() == snapshot(tree, count_links=True)
+
+
+def test_a_user_mistake_is_one_line(tmp_path: Path, store: Store, tree: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/x").write_text("")
+    mistakes = {
+        ("publish", tmp_path / "none", tree): "not a store",
+        ("publish", tmp_path / "file", tree): "not a store",
+        ("publish", tree, tree): "not a store",
+        ("publish", store.path, tmp_path / "file"): "not a directory",
+        ("publish", store.path, tmp_path / "none"): "No such file",
+        ("publish", store.path, tmp_path): "inside the tree",
+        ("publish", store.path, tree, "--at", "a/../b"): "not a path",
+        ("publish", store.path, tree, "--at", "x" * 300): "not a path",
+        ("publish", store.path, tree, "--state", tmp_path / "file/x"): "Not a directory",
+        ("publish", store.path, tree, "--state", tree / "x"): "inside the tree",
+        ("init", store.path, "--name", "a.b"): "already a store",
+        ("init", tmp_path / "full", "--name", "a.b"): "not empty",
+        ("init", tmp_path / "file", "--name", "a.b"): "cannot make",
+        ("init", tmp_path / "new", "--name", "A B"): "not a repository name",
+    }
+    for arguments, message in mistakes.items():
+        assert message in error_line(run(*arguments)), arguments
+    assert run("publish", store.path).returncode == 2
+    assert run("nonsense").returncode == 2
+
+
+def test_a_head_that_is_not_a_manifest(store: Store, tree: Path) -> None:
+    head = store.path / "manifest.json"
+    for data in (b"", b"<html>", b"{}", head.read_bytes().replace(b'"format": 1', b'"format": 2'), b"x" * 100_000):
+        head.write_bytes(data)
+        assert "manifest" in error_line(run("publish", store.path, tree))
+
+
+def test_ctrl_c_is_one_line_too(store: Store, tree: Path) -> None:
+    os.mkfifo(tree / "unread")
+    opened = open_store(str(store.path))
+    with opened.lock(None):
+        process = subprocess.Popen(
+            command("publish", store.path, tree), env=environment(), stderr=subprocess.PIPE, text=True
+        )
+        assert process.stderr is not None
+        assert "waiting" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.split() == ["cvfs-publisher:", "error:", "interrupted"]
