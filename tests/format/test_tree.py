@@ -172,6 +172,20 @@ def test_diff(records: list[Record], upserts: list[Record], gone: bytes | None) 
     assert list(diff(store.tree(new), store.tree(old), store.load)) == changes(after, records)
 
 
+@given(record_lists, small_lists, st.none() | near_paths.filter(bool))
+def test_diff_loads_no_page_that_both_trees_have(
+    records: list[Record], upserts: list[Record], gone: bytes | None
+) -> None:
+    store = Store()
+    old = store.build(records)
+    new = edit_tree(store, old, upserts, gone)
+    shared = set(store.tree(old).pages()) & set(store.tree(new).pages())
+    for one, two in ((old, new), (new, old)):
+        store.reset()
+        list(diff(store.tree(one), store.tree(two), store.load))
+        assert not shared & set(store.loads)
+
+
 @given(record_lists, record_lists)
 def test_diff_of_unrelated_trees(old: list[Record], new: list[Record]) -> None:
     store = Store()

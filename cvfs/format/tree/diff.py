@@ -26,14 +26,14 @@ def diff(old: Tree, new: Tree, load: Load) -> Iterator[tuple[Record | None, Reco
             right.skip()
         elif isinstance(a, Ref) and not _must_wait(a, b):
             left.open()
-        elif isinstance(b, Ref):
+        elif isinstance(b, Ref) and not _must_wait(b, a):
             right.open()
         else:
             yield from _compare(left, right)
 
 
 def _must_wait(a: Ref, b: "Ref | _Item | None") -> bool:
-    """Whether the other side must be brought forward before page `a` is opened, so that equal pages can meet."""
+    """Whether the other side, at `b`, must be brought forward before page `a` is opened, so that equal pages meet."""
     if b is None:
         return False
     if isinstance(b, _Item):
