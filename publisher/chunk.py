@@ -6,7 +6,6 @@ file system stores it or not; what lies between two holes is cut by FastCDC from
 
 import errno
 import os
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from publisher.facts import Xattrs, is_unchanged, read_xattrs
 from publisher.listing import SourceTree
 from publisher.read import OPEN_FLAGS, finish
 from publisher.scan import Unread
+from publisher.stat_cache import wait_until_settled
 
 GRAIN_BYTES = 256 * KIB
 MIN_CHUNK_BYTES = GRAIN_BYTES
@@ -45,11 +45,11 @@ class LargeReader:
         """Raises PublishError if it cannot be opened."""
         self._source = source
         self._file = file
+        file.seen_ns = wait_until_settled(file.status)
         try:
             self._descriptor = os.open(file.path, OPEN_FLAGS, dir_fd=source.descriptor)
         except OSError as error:
             raise source.error(file.path, error) from error
-        file.seen_ns = time.time_ns()
         self._size = file.status.st_size
         self._hasher = blake3(max_threads=blake3.AUTO)
         self._cutter = FastCDC(avg_size=AVERAGE_CHUNK_BYTES, min_size=MIN_CHUNK_BYTES, max_size=MAX_CHUNK_BYTES)

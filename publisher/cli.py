@@ -2,15 +2,19 @@
 
 import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
 import click
+import msgspec
 
 from cvfs import __version__, terminal
+from cvfs.model import Manifest
+from cvfs.terminal import show_count, show_size
 from publisher.create import create
 from publisher.graft import parse_path
-from publisher.history import read_head
+from publisher.history import read_head, revisions
 from publisher.progress import summary, watching
 from publisher.publish import Options, publish
 from publisher.settings import check_apart, exclusion, state_directory
@@ -114,6 +118,63 @@ def serve_command(store: str, host: str, port: int, is_logging: bool) -> None:
 
     log = (lambda line: click.echo(line, err=True)) if is_logging else None
     serve(store, host, port, log=log, announce=click.echo)
+
+
+@cli.command("log")
+@click.argument("store")
+@_json
+def log_command(store: str, as_json: bool) -> None:
+    """List the revisions of STORE, newest first.
+
+    \b
+    Example:
+      cvfs-publisher log /srv/software
+    """
+    opened = open_store(store)
+    head = read_head(opened).manifest
+    found = revisions(opened, head)
+    if as_json:
+        terminal.print_json({"repository": head.repository, "revisions": [_revision_json(one) for one in found]})
+        return
+    for one in found:
+        when = datetime.fromtimestamp(one.published_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        entries, size = show_count(one.summary.entries, "entry", "entries"), show_size(one.summary.size_bytes)
+        click.echo(f"{one.revision:6}  {when}  {entries}, {size}  {one.message}".rstrip())
+
+
+@cli.command("check")
+@click.argument("store")
+@_json
+def check_command(store: str, as_json: bool) -> None:
+    """Read all of STORE's newest revision: is every page and pack there, and what its name says?
+
+    \b
+    Example:
+      cvfs-publisher check /srv/software
+    """
+    from publisher.check import check
+
+    report = check(open_store(store), os.cpu_count() or 1)
+    if as_json:
+        terminal.print_json(msgspec.to_builtins(report))
+    elif not report.errors:
+        packs, size = show_count(report.packs, "pack"), show_size(report.bytes_checked)
+        click.echo(f"{report.repository}, revision {report.revision}: {packs}, {size}, all right")
+    for line in report.errors:
+        click.echo(f"{_PROGRAM}: error: {line}", err=True)
+    if report.errors:
+        raise click.exceptions.Exit(1)
+
+
+def _revision_json(manifest: Manifest) -> dict[str, object]:
+    return {
+        "revision": manifest.revision,
+        "published_s": manifest.published_s,
+        "root": manifest.root.id.hex(),
+        "entries": manifest.summary.entries,
+        "bytes": manifest.summary.size_bytes,
+        "message": manifest.message,
+    }
 
 
 def _now_s() -> int:

@@ -1,7 +1,6 @@
 """Reading small files, a batch at a time, in a worker thread."""
 
 import os
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from cvfs.model import Digest
 from publisher.facts import is_unchanged, read_xattrs
 from publisher.listing import SourceTree
 from publisher.scan import Unread
+from publisher.stat_cache import wait_until_settled
 
 MAX_SMALL_BYTES = 4 * MIB
 """Above it, a file is cut into chunks."""
@@ -46,10 +46,10 @@ def changed(source: SourceTree, file: Unread) -> PublishError:
 
 def _read_once(source: SourceTree, file: Unread) -> Plain | None:
     """None if the file is not what `file.status` says, which is then brought up to date."""
+    file.seen_ns = wait_until_settled(file.status)
     try:
         descriptor = os.open(file.path, OPEN_FLAGS, dir_fd=source.descriptor)
         try:
-            file.seen_ns = time.time_ns()
             before, size = file.status, file.status.st_size
             data = os.read(descriptor, min(size, MAX_SMALL_BYTES) + 1)
             xattrs = read_xattrs(descriptor)

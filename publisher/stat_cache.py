@@ -1,6 +1,7 @@
 """What files looked like when they were last read, so that an unchanged one is not read again; as in git's index."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -35,6 +36,19 @@ def is_settled(status: os.stat_result, seen_ns: int) -> bool:
     ctime_ns = status.st_ctime_ns
     margin_ns = _SETTLED_NS if ctime_ns % 1_000_000_000 else _COARSE_SETTLED_NS
     return ctime_ns + margin_ns < seen_ns
+
+
+def wait_until_settled(status: os.stat_result) -> int:
+    """Wait out the tick in which a file was changed, if that is now; returns the time, in ns, for `is_settled`.
+
+    So a file read afterwards need not be read again at the next publish. It is not done for coarse time stamps.
+    """
+    now_ns = time.time_ns()
+    left_ns = status.st_ctime_ns + _SETTLED_NS - now_ns
+    if 0 <= left_ns <= _SETTLED_NS:
+        time.sleep((left_ns + 1_000_000) / 1e9)
+        return time.time_ns()
+    return now_ns
 
 
 class StatCache:

@@ -1,0 +1,133 @@
+"""What the commands print, and their options."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cvfs import __version__
+from tests.publisher.stores import Store, run
+from tests.trees import File, Link, Symlink, make_tree
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    make_tree(tmp_path / "tree", {b"a": File(data=b"a"), b"d/b": File(data=b"b" * 5000), b"d/l": Symlink()})
+    return tmp_path / "tree"
+
+
+def _json(*arguments: str | Path) -> dict[str, object]:
+    result = run(*arguments, "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    report: dict[str, object] = json.loads(result.stdout)
+    return report
+
+
+def test_from_nothing_to_two_revisions(tmp_path: Path, tree: Path) -> None:
+    path, state = tmp_path / "new/store", ("--state", tmp_path / "state")
+    assert (
+        run("init", path, "--name", "a.example.org").stdout
+        == f"Made {path}: repository a.example.org, revision 0, empty\n"
+    )
+    first = run("publish", path, tree, *state)
+    assert first.stdout.startswith("Published revision 1 of a.example.org\n")
+    assert "3 new, 0 changed, 0 removed, 0 unchanged" in first.stdout
+    assert first.stderr == ""
+    again = run("publish", path, tree, *state)
+    assert again.stdout.startswith("Nothing has changed: a.example.org stays at revision 1\n")
+    (tree / "a").write_bytes(b"other")
+    (tree / "d/l").unlink()
+    (tree / "new").touch()
+    assert "1 new, 1 changed, 1 removed, 1 unchanged" in run("publish", path, tree, *state).stdout
+
+
+def test_json_counts_everything(store: Store, tree: Path) -> None:
+    report = _json("publish", store.path, tree, "--state", store.state, "--message", "first")
+    assert report["changes"] == {"new": 3, "changed": 0, "removed": 0, "unchanged": 0, "directories": 2}
+    assert report["tree"] == {"files": 3, "directories": 1, "bytes": 5001}
+    assert report["read"] == {"files": 2, "bytes": 5001}
+    assert store.manifest.message == "first"
+    log = json.loads(run("log", store.path, "--json").stdout)
+    assert [(revision["revision"], revision["message"]) for revision in log["revisions"]] == [(1, "first"), (0, "")]
+
+
+def test_a_dry_run_tells_the_same_and_changes_nothing(tmp_path: Path, store: Store, tree: Path) -> None:
+    blobs, head = store.blobs(), store.manifest
+    dry = _json("publish", store.path, tree, "--state", store.state, "--dry-run")
+    assert (store.blobs(), store.manifest) == (blobs, head)
+    real = _json("publish", store.path, tree, "--state", store.state)
+    for key in ("root", "changes", "tree", "read", "stored", "saved"):
+        assert dry[key] == real[key]
+    assert (dry["published"], dry["dry_run"], real["published"]) == (False, True, True)
+
+
+def test_exclude_means_what_it_means_in_a_gitignore(tmp_path: Path, store: Store) -> None:
+    paths = [b"keep.c", b"drop.o", b"build/x", b"sub/build/y", b"sub/keep.o", b"top", b"sub/top", b"\xff.o"]
+    tree = {path: File(data=path) for path in paths}
+    make_tree(tmp_path / "tree", {**tree, b"sub/linked": Link(b"drop.o")})
+    excludes = ["--exclude", "*.o", "--exclude", "build/", "--exclude", "/top", "--exclude", "!keep.o"]
+    result = run("publish", store.path, tmp_path / "tree", *excludes, "--state", store.state)
+    assert result.returncode == 0, result
+    entries = {record.path: record.entry for record in store.records()}
+    assert sorted(entries) == [b"", b"keep.c", b"sub", b"sub/keep.o", b"sub/linked", b"sub/top"]
+    assert entries[b""].nlink == 3
+    assert entries[b"sub"].nlink == 2
+    assert entries[b"sub/linked"].nlink == 1
+
+
+def test_quiet_says_nothing(store: Store, tree: Path) -> None:
+    result = run("publish", store.path, tree, "--quiet", "--state", store.state)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert store.manifest.revision == 1
+
+
+def test_source_date_epoch_makes_stores_equal_to_the_last_byte(tmp_path: Path, tree: Path) -> None:
+    for name in ("one", "two"):
+        path = tmp_path / name
+        run("init", path, "--name", "a.b", SOURCE_DATE_EPOCH="1234567890")
+        run("publish", path, tree, "--state", tmp_path / f"{name}-state", SOURCE_DATE_EPOCH="1234567890")
+    found = [
+        {str(p.relative_to(tmp_path / n)): p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()}
+        for n in ("one", "two")
+    ]
+    assert found[0] == found[1]
+    assert b'"published_s": 1234567890' in found[0]["manifest.json"]
+
+
+def test_state_is_kept_in_the_users_cache(tmp_path: Path, store: Store, tree: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root's is /var/cache")
+    run("publish", store.path, tree, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert list((tmp_path / "cache/cvfs-publisher").iterdir())
+
+
+def test_check_finds_what_is_missing_or_wrong(store: Store, tree: Path) -> None:
+    run("publish", store.path, tree, "--state", store.state)
+    assert run("check", store.path).returncode == 0
+    [location] = {record.content.locations[0].pack for record in store.records() if record.entry.content_id}
+    pack = store.path / f"data/{location.id.hex()[:2]}/{location.id.hex()[2:]}"
+    right = pack.read_bytes()
+    for wrong in (right[:-1], right[:-1] + bytes([right[-1] ^ 1]), None):
+        pack.unlink() if wrong is None else pack.write_bytes(wrong)
+        result = run("check", store.path)
+        assert result.returncode == 1
+        assert pack.name in result.stderr
+    report = json.loads(run("check", store.path, "--json").stdout)
+    assert (len(report["errors"]), report["packs"]) == (1, 1)
+
+
+@pytest.mark.parametrize("command", ["init", "publish", "serve", "log", "check"])
+def test_help_has_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.returncode == 0
+    assert f"cvfs-publisher {command} " in result.stdout.split("Example", 1)[1]
+
+
+def test_version() -> None:
+    assert __version__ in run("--version").stdout
