@@ -99,7 +99,7 @@ class Fetcher:
         budget: Budget | None = None,
     ) -> None:
         budget = budget or Budget()
-        self._mirrors, self._cache, self._numbering = mirrors, cache, numbering
+        self._mirrors, self._cache, self.numbering = mirrors, cache, numbering
         self._nursery = nursery
         self._deadline_s = deadline_s
         self._flights = Flights(nursery)
@@ -117,7 +117,7 @@ class Fetcher:
     def place_of(self, inode: int) -> Place | None:
         """Where the record with this inode number stands, in this repository; None if no page taken in lists it."""
         place = self._cache.index.find(inode)
-        return place if place is not None and place.repository == self._numbering.seed else None
+        return place if place is not None and place.repository == self.numbering.seed else None
 
     def resolve(self, identity: Identity) -> int:
         """The inode number of what has this identity."""
@@ -181,7 +181,7 @@ class Fetcher:
 
     def _take_in(self, ref: BlobRef, stored: bytes, source: str) -> "_Known":
         page = decode_page(unseal(ref, stored, source))
-        return _Known(page, self._cache.index.adopt(self._numbering, ref, page) if isinstance(page, Leaf) else ())
+        return _Known(page, self._cache.index.adopt(self.numbering, ref, page) if isinstance(page, Leaf) else ())
 
     # Pieces
 

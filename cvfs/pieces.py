@@ -108,7 +108,7 @@ def store(cache: Cache, pieces: Iterable[Piece], plain: bytes) -> list[Integrity
     """
     wrong = []
     for piece in pieces:
-        if piece.recipe is None and piece.id in cache.objects:
+        if piece.recipe is None and load(cache, piece) is not None:  # and not only there: it may be damaged
             continue
         at = piece.location
         data = memoryview(plain)[at.pack_offset : at.pack_offset + at.length]

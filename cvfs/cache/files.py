@@ -5,6 +5,7 @@ import errno
 import itertools
 import logging
 import os
+import shutil
 import stat
 import time
 
@@ -14,8 +15,8 @@ from cvfs.model import Digest
 
 log = logging.getLogger(__name__)
 
-_SPOILT = (errno.EIO, errno.ELOOP)
-"""Errors that come back each time: a bad sector, a symbolic link in the file's place."""
+NOT_A_FILE = (errno.ELOOP, errno.EISDIR, errno.ESPIPE, errno.ENXIO)
+"""What opening and reading something else that stands in a file's place is answered with."""
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # whatever is there, opening does not wait
 
@@ -57,8 +58,9 @@ class DigestFiles:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno in _SPOILT:
+            if error.errno in (errno.EIO, *NOT_A_FILE):
                 self._drop(path)
+                return None
             raise as_cache_error(f"cannot read {os.fsdecode(path)}", error) from error
         if len(data) == size and digest(data) == name:
             return data
@@ -93,8 +95,7 @@ class DigestFiles:
     def _drop(self, path: bytes) -> None:
         self.lost += 1
         log.warning("%s is not as it was stored: dropped", os.fsdecode(path))
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        remove(path)
 
 
 def _read_whole(path: bytes, size: int) -> bytes:
@@ -115,6 +116,16 @@ def write_new(path: bytes, data: bytes | memoryview) -> None:
             left = left[os.write(fd, left) :]
     finally:
         os.close(fd)
+
+
+def remove(path: bytes) -> None:
+    """Remove what stands in a file's place, if that is allowed."""
+    try:
+        os.unlink(path)
+    except IsADirectoryError:
+        shutil.rmtree(path, ignore_errors=True)
+    except OSError as error:
+        log.debug("cannot remove %s: %s", os.fsdecode(path), error)
 
 
 def remove_leftovers(root: bytes) -> None:

@@ -8,10 +8,11 @@ that claim cannot be checked before the last byte is here, and the cache is shar
 each other.
 """
 
-import contextlib
+import errno
 import os
 
 from cvfs.cache.directory import CacheDirectory, as_cache_error
+from cvfs.cache.files import NOT_A_FILE, remove
 from cvfs.format.blob import digest
 from cvfs.format.codec import encode
 from cvfs.model import Content, Digest, Entry, Location
@@ -39,18 +40,18 @@ class LargeFiles:
 
     def load(self, recipe: Digest, location: Location) -> bytes | None:
         """The bytes of one chunk, verified; None if they have not arrived. Raises CacheError: the disk failed."""
+        path = self.path(recipe)
         try:
-            fd = os.open(self.path(recipe), _FLAGS | os.O_RDONLY)
+            data = _read_at(path, location.length, location.object_offset)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise as_cache_error("cannot read the cache", error) from error
-        try:
-            data = os.pread(fd, location.length, location.object_offset)
-        except OSError as error:
-            raise as_cache_error("cannot read the cache", error) from error
-        finally:
-            os.close(fd)
+            if error.errno == errno.EIO:  # a bad sector, which a chunk that is written anew may mend
+                return None
+            if error.errno in NOT_A_FILE:
+                remove(path)
+                return None
+            raise as_cache_error(f"cannot read {os.fsdecode(path)}", error) from error
         return data if digest(data) == location.chunk_id else None
 
     def store(self, recipe: Digest, size: int, location: Location, data: bytes | memoryview) -> None:
@@ -68,9 +69,13 @@ class LargeFiles:
         except OSError as error:
             raise as_cache_error(f"cannot write to the cache {self._directory.path}", error) from error
 
-    def drop(self, recipe: Digest) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(self.path(recipe))
+
+def _read_at(path: bytes, size: int, offset: int) -> bytes:
+    fd = os.open(path, _FLAGS | os.O_RDONLY)
+    try:
+        return os.pread(fd, size, offset)
+    finally:
+        os.close(fd)
 
 
 def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:

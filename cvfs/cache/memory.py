@@ -39,3 +39,7 @@ class Memory(Generic[K, V]):
         item = self._items.pop(key, None)
         if item is not None:
             self.weight -= item[1]
+
+    def clear(self) -> None:
+        self._items.clear()
+        self.weight = 0
