@@ -1,25 +1,41 @@
 """What both command lines share: errors in one line, sizes and times for people, results on stdout alone."""
 
 import json
+import os
 import sys
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from rich.console import Console
 
 from cvfs.errors import CvfsError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
-console = Console(stderr=True, highlight=False)
-"""For everything that is not a result: progress, notices."""
+BROKEN_PIPE = 141
+"""Exit status when the reader of the results has gone, as shells have it."""
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    console: Console
+    """For everything that is not a result: progress, notices."""
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Make `console` when it is first used: rich takes longer to import than most commands to run."""
+        if name != "console":
+            raise AttributeError(name)
+        from rich.console import Console
+
+        made = globals()["console"] = Console(stderr=True, highlight=False)
+        return made
 
 
 def run(command: click.Command, program: str) -> NoReturn:
     """Run a command line to its exit. Whatever a user can do wrong ends as one line on stderr.
 
-    Exit status: 0 success, 1 an error, 2 wrong usage, 130 interrupted.
+    Exit status: 0 success, 1 an error, 2 wrong usage, 130 interrupted, 141 the reader of the results has gone.
     """
     try:
         status = command.main(prog_name=program, standalone_mode=False)
@@ -30,6 +46,9 @@ def run(command: click.Command, program: str) -> NoReturn:
         status = error.exit_code
     except click.ClickException as error:
         status = _fail(program, error.format_message())
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed is not missed
+        status = BROKEN_PIPE
     except (CvfsError, OSError) as error:
         status = _fail(program, str(error))
     except (KeyboardInterrupt, click.Abort):

@@ -267,4 +267,4 @@ def test_interrupt_is_clean(cvfs: Command, store: SmallStore) -> None:
             wait_until(lambda: server.requests)
             process.send_signal(signal.SIGINT)
             output, complaint = process.communicate(timeout=10)
-    assert (process.returncode, output, complaint.strip()) == (130, b"", b"")
+    assert (process.returncode, output, complaint.strip()) == (130, b"", b"cvfs: error: interrupted")

@@ -283,7 +283,7 @@ def test_interrupted_mount_leaves_nothing(cvfs: Command, server: FaultyServer, m
         server.wait_until(lambda: bool(server.requests), timeout_s=SECONDS)
         process.send_signal(signal.SIGINT)
         _, complaint = process.communicate(timeout=SECONDS)
-    assert (process.returncode, complaint.strip()) == (130, b"")
+    assert (process.returncode, complaint.strip()) == (130, b"cvfs: error: interrupted")
     assert not cvfs.leftovers()
 
 
@@ -363,7 +363,7 @@ def test_status_says_what_there_is_to_know(cvfs: Command, server: FaultyServer, 
     }
     assert {name: status[name] for name in expected} == expected
     assert status["cache"]["directory"] == str(cvfs.cache)
-    assert status["fetcher"]["misses"] == 1
+    assert status["fetcher"]["fetched_blobs"] == 2
     assert status["transport"]["requests"] == 3
     assert os.fsencode(mnt) in cvfs("status").stdout
     assert b"fetcher.misses:" in cvfs.ok("status", mnt)

@@ -1,12 +1,12 @@
 """The command line `cvfs`. A command's module is imported when it is called, and what a command needs, when it runs."""
 
-import sys
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
 import cvfs
-from cvfs.errors import CvfsError
+from cvfs import terminal
 
 _COMMANDS = {
     "mount": ("Mount a repository on a directory.", "mount_command"),
@@ -43,19 +43,6 @@ def cli() -> None:
     """Use software from signed, content-addressed repositories: mounted, or copied out."""
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> NoReturn:
     """The entry point: never a traceback for a user's mistake."""
-    try:
-        status = cli.main(arguments, prog_name="cvfs", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except CvfsError as error:
-        click.echo(f"cvfs: error: {error}", err=True)
-        sys.exit(1)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
-    sys.exit(status if isinstance(status, int) else 0)
+    terminal.run(cli, "cvfs")

@@ -1,6 +1,5 @@
 """cvfs status."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 import click
 
+from cvfs import terminal
 from cvfs.cli import common
 from cvfs.config import Settings
 
@@ -29,7 +29,7 @@ def command(directory: Path | None, as_json: bool) -> None:
     runtime = Runtime(Settings().runtime)
     mounts = list_mounts(runtime) if directory is None else [mount_at(directory.absolute(), runtime)]
     if as_json:
-        click.echo(json.dumps({"mounts": mounts}, indent=2))
+        terminal.print_json({"mounts": mounts})
     elif directory is not None:
         _print_details(mounts[0])
     elif mounts:
@@ -75,6 +75,8 @@ def _flat(status: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
             lines += _flat(value, f"{prefix}{name}.")
         elif name.endswith("_s") and name != "uptime_s":
             lines.append((prefix + name.removesuffix("_s"), _date(value)))
+        elif name.endswith("_bytes") and value is not None:
+            lines.append((prefix + name.removesuffix("_bytes"), terminal.show_size(value)))
         else:
             lines.append((prefix + name, str(value)))
     return lines
