@@ -272,9 +272,12 @@ def test_dead_mount_is_unmounted(cvfs: Command, server: FaultyServer, mnt: Path)
     cvfs.ok("umount", mnt)
     assert not cvfs.mounts()
     # The dead one's socket goes when the next mount comes.
-    cvfs.ok("mount", server.url, mnt)
     assert len(list(cvfs.runtime.iterdir())) == 1
-    cvfs.ok("umount", mnt)
+    other = mnt.with_name("other")
+    other.mkdir()
+    cvfs.ok("mount", server.url, other)
+    assert len(list(cvfs.runtime.iterdir())) == 1
+    cvfs.ok("umount", other)
 
 
 def test_interrupted_mount_leaves_nothing(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
