@@ -1,0 +1,54 @@
+"""What users do with a tree, by the programs they do it with: walk it, read it. Each returns seconds."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from benchmarks.frame import timed
+
+
+def walk(top: Path) -> float:
+    """All metadata, by find -printf."""
+    argv = ["find", str(top), "-printf", "%s %m %T@ %p %l\n"]
+    return timed(lambda: subprocess.run(argv, check=True, stdout=subprocess.DEVNULL))
+
+
+def read(top: Path) -> float:
+    """All bytes, by one tar. Through a pipe: tar does not read what it writes to /dev/null."""
+    return timed(lambda: _wait([_tar(top, ["."])]))
+
+
+def read_in_parallel(top: Path, names: list[list[str]]) -> float:
+    """All bytes, by a tar for each share of the files."""
+    return timed(lambda: _wait([_tar(top, share) for share in names]))
+
+
+def shares(top: Path, count: int) -> list[list[str]]:
+    """The files below `top` in `count` runs of about as many bytes, by the order of a walk."""
+    files = [
+        (os.path.relpath(path, top), os.lstat(path).st_size)
+        for path in sorted(os.path.join(above, name) for above, _, names in os.walk(top) for name in names)
+    ]
+    wanted = sum(size for _, size in files) / count
+    found: list[list[str]] = [[] for _ in range(count)]
+    done = 0
+    for name, size in files:
+        found[min(count - 1, int(done / wanted)) if wanted else 0].append(name)
+        done += size
+    return found
+
+
+def _tar(top: Path, names: list[str]) -> "subprocess.Popen[bytes]":
+    """A tar of `names`, which may be too many for a command line."""
+    command = 'exec 3<&0; tar --create --directory "$0" --null --no-unquote --files-from /dev/fd/3 | cat > /dev/null'
+    tar = subprocess.Popen(["bash", "-o", "pipefail", "-c", command, str(top)], stdin=subprocess.PIPE)
+    assert tar.stdin is not None
+    with tar.stdin as names_in:
+        names_in.write(b"\0".join(map(os.fsencode, names)))
+    return tar
+
+
+def _wait(processes: list["subprocess.Popen[bytes]"]) -> None:
+    for process in processes:
+        if process.wait():
+            raise subprocess.CalledProcessError(process.returncode, process.args)

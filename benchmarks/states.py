@@ -1,0 +1,92 @@
+"""The states a tree is met in, for ours and for the peers, so that walk and read are measured in the same way.
+
+cold: never seen by this host. local: a new process, all in the local cache. dropped: the same, after the kernel has
+dropped its caches, so the local cache is read from the disk. hot: once more, at once.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks import peers
+from benchmarks.frame import Context, drop_caches
+from benchmarks.sandbox import Mount, Sandbox
+
+Measure = Callable[[Path], float]
+Samples = dict[str, dict[str, list[float]]]
+"""State: subject: samples."""
+
+STATES = {
+    "cold": "cold: never seen by this host, over loopback",
+    "local": "local: a new process, everything in the local cache",
+    "dropped": "dropped: a new process, the kernel's caches dropped",
+    "hot": "hot: once more",
+}
+
+MB = 1e6
+
+
+class Visits:
+    """Samples by state and subject, and how much came over the network for the first visit of each engine."""
+
+    def __init__(self) -> None:
+        self.samples: Samples = {state: {} for state in STATES}
+        self.traffic: dict[str, dict[str, list[float]]] = {"requests": {}, "MB": {}}
+
+    def add(self, state: str, who: str, seconds: float) -> None:
+        self.samples[state].setdefault(who, []).append(seconds)
+
+    def add_traffic(self, who: str, mount: Mount) -> None:
+        transport = mount.status()["transport"]
+        self.traffic["requests"].setdefault(who, []).append(transport["requests"])
+        self.traffic["MB"].setdefault(who, []).append(transport["received_bytes"] / MB)
+
+
+def visit_all(context: Context, box: Sandbox, tree: Path, measure: Measure) -> Visits:
+    """`context.runs` rounds, each with every subject in every state. The tree is the box's published one."""
+    visits = Visits()
+    with ExitStack() as until_end:
+        url = until_end.enter_context(box.serve())
+        for _ in range(context.runs):
+            for engine in context.engines:
+                visit_cvfs(context, visits, box, url, engine, measure)
+            visit_local(context, visits, tree, measure)
+            if peers.have_squashfuse():
+                visit_squashfuse(context, visits, tree, box.directory / "peer", measure)
+    return visits
+
+
+def visit_cvfs(context: Context, visits: Visits, box: Sandbox, url: str, engine: str, measure: Measure) -> None:
+    who = f"cvfs {engine}"
+    box.forget_cache()
+    with box.mount(url, engine) as mount:
+        visits.add("cold", who, measure(mount.directory))
+        visits.add_traffic(who, mount)
+    with box.mount(url, engine) as mount:
+        visits.add("local", who, measure(mount.directory))
+        visits.add("hot", who, measure(mount.directory))
+    if context.can_drop_caches:
+        with box.mount(url, engine) as mount:
+            drop_caches()
+            visits.add("dropped", who, measure(mount.directory))
+
+
+def visit_local(context: Context, visits: Visits, tree: Path, measure: Measure) -> None:
+    if context.can_drop_caches:
+        drop_caches()
+        visits.add("dropped", peers.LOCAL, measure(tree))
+    else:
+        measure(tree)
+    visits.add("hot", peers.LOCAL, measure(tree))
+
+
+def visit_squashfuse(context: Context, visits: Visits, tree: Path, directory: Path, measure: Measure) -> None:
+    """Its image is what our local cache is; it has nothing like a cold state, which would be the image's download."""
+    image = peers.image_of(context, tree)
+    with peers.squashfuse(image, directory) as mounted:
+        visits.add("local", peers.SQUASHFUSE, measure(mounted))
+        visits.add("hot", peers.SQUASHFUSE, measure(mounted))
+    if context.can_drop_caches:
+        with peers.squashfuse(image, directory) as mounted:
+            drop_caches()
+            visits.add("dropped", peers.SQUASHFUSE, measure(mounted))

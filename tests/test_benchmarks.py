@@ -1,0 +1,73 @@
+"""Every benchmark runs, with trees so small that its figures mean nothing: so that none rots."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import QUESTIONS
+from benchmarks.frame import Report, Target, interleave
+from benchmarks.readers import shares
+
+ROOT = Path(__file__).resolve().parents[1]
+
+needs_fuse = pytest.mark.skipif(
+    not os.access("/dev/fuse", os.W_OK) or not (os.geteuid() == 0 or shutil.which("fusermount3")), reason="no FUSE"
+)
+
+
+@needs_fuse
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_smoke(question: str, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "benchmarks", "--smoke", "--json", "--work", str(tmp_path), question]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["smoke"]
+    rows = result["reports"][question]["rows"]
+    assert rows
+    assert all(row["median"] >= 0 and row["samples"] for row in rows)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("run-")]
+
+
+def test_an_unknown_question_is_refused_by_name() -> None:
+    argv = [sys.executable, "-m", "benchmarks", "nonsense"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "nonsense" in done.stderr
+
+
+def test_samples_of_all_subjects_are_interleaved() -> None:
+    order = []
+
+    def subject(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    samples = interleave(2, {"a": lambda: subject("a"), "b": lambda: subject("b")})
+    assert order == ["a", "b", "a", "b"]
+    assert samples == {"a": [1.0, 3.0], "b": [2.0, 4.0]}
+
+
+def test_targets_and_ratios_are_of_medians() -> None:
+    report = Report("?", "peer")
+    report.add("task", "ours", "s", [1.0, 9.0, 2.0], Target(2.0))
+    report.add("task", "peer", "s", [4.0])
+    report.add("rate", "ours", "MB/s", 10.0, Target(11.0, is_upper=False))
+    ours, peer, rate = report.rows
+    assert (ours.median, ours.verdict(), report.ratio(ours)) == (2.0, "met", 0.5)
+    assert (peer.verdict(), report.ratio(peer)) == ("", None)
+    assert (rate.verdict(), report.ratio(rate)) == ("missed", None)
+
+
+def test_shares_hold_every_file_once(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:02}").write_bytes(bytes(number * 100))
+    parts = shares(tmp_path, 4)
+    assert sorted(name for part in parts for name in part) == [f"{number:02}" for number in range(20)]
+    sizes = [sum((tmp_path / name).stat().st_size for name in part) for part in parts]
+    assert max(sizes) < 2 * min(sizes)
