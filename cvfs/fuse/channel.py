@@ -77,12 +77,11 @@ class Channel:
         self._tasks: dict[int, trio.CancelScope] = {}
         self._queue: dict[int, tuple[Request, float]] = {}
         self._reading = trio.CancelScope()
-        self._idle = trio.Event()
         self.statistics = Statistics()
         os.set_blocking(descriptor, False)
 
-    async def serve(self) -> None:
-        """Answer until the mount is gone, or until `stop`: then what was begun is still answered.
+    async def serve(self) -> bool:
+        """Answer until the mount is gone, or until `stop`: then what was begun is still answered. Is it gone?
 
         Raises OSError if the descriptor cannot be read. Cancelled: what is under way goes unanswered.
         """
@@ -90,6 +89,7 @@ class Channel:
             with self._reading:
                 await self._read_requests(nursery)
                 nursery.cancel_scope.cancel()
+        return not self._reading.cancelled_caught
 
     def stop(self) -> None:
         """Read no more requests: another process does, or will."""
