@@ -28,6 +28,7 @@ _FILE_LOCATIONS = 8192
 _RUNS = 4096
 _DOTS = 2
 _RUN_BITS = 32
+_ALL = 1 << _RUN_BITS
 
 END = (1 << 62) - 1
 """The cookie behind the last line of a listing."""
@@ -93,8 +94,9 @@ class FileSystem:
         path = self._directory_nowait(inode)
         return self._node_numbered(inode, self.repository.find_nowait(path))
 
-    def listing_nowait(self, inode: int, cookie: int = 0) -> list[Item]:
-        """The next lines of a directory's listing behind `cookie` (0: from the start); empty at the end.
+    def listing_nowait(self, inode: int, cookie: int = 0, limit: int = _ALL) -> list[Item]:
+        """The next lines of a directory's listing behind `cookie` (0: from the start); empty at the end. Never more
+        than `limit`, the first two aside, so that a caller with little room does not pay for what it cannot take.
 
         A cookie is (run << 32 | place): run number of the listing, and place in the run's page; or END. It means the
         same in every process as long as the revision is the same.
@@ -109,7 +111,7 @@ class FileSystem:
         if found is not None and place >= len(found.group.entries):
             run, place = run + 1, 0
             found = self._run_nowait(inode, path, run)
-        return [] if found is None else self._items(found, run, place)
+        return [] if found is None else self._items(found, run, place, limit)
 
     def readlink_nowait(self, inode: int) -> bytes:
         """The target of a symbolic link. Raises PathError EINVAL if it is none."""
@@ -190,14 +192,17 @@ class FileSystem:
             found = self.repository.listing_nowait(path, after)
         return found
 
-    def _items(self, found: Found, run: int, place: int) -> list[Item]:
+    def _items(self, found: Found, run: int, place: int, limit: int) -> list[Item]:
         group, inodes = found.group, self.repository.inodes_of(found)
         base = (run << _RUN_BITS) + _DOTS + 1
+        first = max(place, found.index)
+        last = min(first + limit, len(group.entries))
         items = []
-        for index in range(max(place, found.index), len(group.entries)):
+        for index in range(first, last):
             entry = group.entries[index]
             items.append(Item(entry.name, make_node(inodes[index], entry, group.contents[index]), base + index))
-        if found.number + 1 < len(found.leaf.groups):  # another directory follows in the page: this one ends here
+        # If another directory follows in the page, this one ends here.
+        if last == len(group.entries) and found.number + 1 < len(found.leaf.groups):
             items[-1] = items[-1]._replace(cookie=END)
         return items
 

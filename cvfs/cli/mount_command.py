@@ -1,14 +1,17 @@
 """cvfs mount."""
 
 import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
+import cvfs
 from cvfs.cli import common
 from cvfs.config import parse_location
-from cvfs.mount.request import ENGINES, MountRequest, apply_options
+from cvfs.mount.request import ENGINES, MountRequest, apply_options, choose_engine, encode_request
 
 
 @click.command("mount", epilog="Example: cvfs mount http://software.example.org /mnt/software")
@@ -17,6 +20,7 @@ from cvfs.mount.request import ENGINES, MountRequest, apply_options
 @click.option("-f", "--foreground", is_flag=True, help="Do not go to the background; for systemd.")
 @click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Options as of mount(8), separated by commas.")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", help="What speaks to the kernel.")
+@click.option("--workers", type=click.IntRange(1, 16), default=1, help="Processes that serve the mount [default: 1].")
 @click.option("--allow-other/--no-allow-other", default=None, help="Let other users in [default: where permitted].")
 @click.option("--suid", is_flag=True, help="Let set-id bits count.")
 @click.option("--dev", is_flag=True, help="Let device files count.")
@@ -29,6 +33,7 @@ def command(
     foreground: bool,
     options: tuple[str, ...],
     engine: str,
+    workers: int,
     allow_other: bool | None,
     suid: bool,
     dev: bool,
@@ -49,15 +54,19 @@ def command(
         settings=settings,
         revision=revision,
         engine=engine,
+        workers=workers,
         allow_other=allow_other,
         suid=suid,
         dev=dev,
     )
     request = apply_options(request, options)
-    if foreground:
-        _serve(request, lambda warnings: None)
+    supervised = choose_engine(engine) == "channel"
+    if not foreground:
+        _serve_in_background(request, log_file, supervised)
+    elif supervised:
+        _supervise(request, -1)
     else:
-        _serve_in_background(request, log_file)
+        _serve(request, lambda warnings: None)
 
 
 def _resolve(directory: Path) -> Path:
@@ -66,12 +75,26 @@ def _resolve(directory: Path) -> Path:
     return absolute.parent.resolve() / absolute.name if absolute.name != ".." else absolute.resolve()
 
 
-def _serve_in_background(request: MountRequest, log_file: Path | None) -> None:
-    from cvfs.mount.daemon import run_in_background
+def _supervise(request: MountRequest, ready: int) -> NoReturn:
+    """Go on as the supervisor, a small process. It need not find its code where this one has, by the directory."""
+    from cvfs.mount.supervise import python
+
+    root = str(Path(cvfs.__file__).parents[1])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [*python(), "-m", "cvfs.mount.supervise", encode_request(request), str(ready)]
+    os.execve(command[0], command, os.environ | {"PYTHONPATH": path})  # noqa: S606
+
+
+def _serve_in_background(request: MountRequest, log_file: Path | None, supervised: bool) -> None:
+    from cvfs.mount.daemon import exec_in_background, run_in_background
     from cvfs.mount.logs import log_name
 
     log_file = log_file.absolute() if log_file else request.settings.logs / log_name(request.directory)
-    for warning in run_in_background(lambda ready: _serve(request, ready), log_file):
+    if supervised:
+        warnings = exec_in_background(lambda ready: _supervise(request, ready), log_file)
+    else:
+        warnings = run_in_background(lambda ready: _serve(request, ready), log_file)
+    for warning in warnings:
         click.echo(f"cvfs: warning: {warning}", err=True)
 
 

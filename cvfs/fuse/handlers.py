@@ -104,9 +104,10 @@ class Handlers:
 
     def _listing(self, request: Request, read: Read, record_bytes: int, encode: Callable[[Item], bytes]) -> Reply:
         """As much of one listing as there is room for; a run of it never spans two pages."""
-        items = self._filesystem.listing_nowait(request.node, read.offset)
+        limit = read.size // (record_bytes + 1) + 1
+        items = self._filesystem.listing_nowait(request.node, read.offset, limit)
         if items and read.offset < len(_DOTS):
-            items += self._filesystem.listing_nowait(request.node, items[-1].cookie)
+            items += self._filesystem.listing_nowait(request.node, items[-1].cookie, limit)
         return replies.encode_records(request.unique, map(encode, items), read.size)
 
     def _getxattr(self, request: Request) -> Reply:

@@ -72,6 +72,11 @@ def mount(directory: Path, options: MountOptions) -> int:
     The kernel's INIT is already waiting in it. The caller closes it; then the mount is dead, but still there.
     """
     check_mount_point(directory)
+    return attach(directory, options)
+
+
+def attach(directory: Path, options: MountOptions) -> int:
+    """As `mount`, on a directory that the caller has checked, and that may not be empty."""
     if can_mount_directly():
         return mount_directly(directory, options)
     return mount_through_helper(directory, options)

@@ -40,6 +40,10 @@ FAILURES: Final = 3
 FUSE: Final = "fuse"
 """The name under which descriptors of /dev/fuse are held: "fuse0", "fuse1"..."""
 
+LISTENER: Final = "control"
+"""The name of the listening control socket."""
+
+_BACKLOG: Final = 16
 _IN_HEADER: Final = struct.Struct("=IIQ")
 _OUT_HEADER: Final = struct.Struct("=IiQ")
 _NOTIFY_RESEND: Final = 7
@@ -146,8 +150,8 @@ class Supervisor:
                 self._take_signals(os.read(signals, 64))
             elif number == device:
                 self._take_request(device, event)
-            else:
-                self._take_message(sockets[number])
+            elif sockets[number] in self._workers or sockets[number] in self._templates:
+                self._take_message(sockets[number])  # else it was lost just now
 
     def _patience_ms(self) -> float | None:
         """Until the next deadline of any kind; None while there is none."""
@@ -235,6 +239,10 @@ class Supervisor:
 
     def _hold(self, worker: Worker, message: Message) -> None:
         self._held |= message["descriptors"]
+        if LISTENER in message["descriptors"]:
+            # Whoever connects sees the credentials of the last one who listened: the process that stays.
+            with socket.socket(fileno=os.dup(self._held[LISTENER])) as listener:
+                listener.listen(_BACKLOG)
 
     def _remember(self, worker: Worker, message: Message) -> None:
         self._state |= message["state"]

@@ -180,7 +180,7 @@ class Worker:
 
     def _mount(self) -> None:
         """Mount, make a channel for each worker, and have the supervisor hold them all."""
-        descriptor = kernel.mount(self._directory, kernel_options(self._options))
+        descriptor = kernel.attach(self._directory, kernel_options(self._options))
         descriptors = {f"{FUSE}0": descriptor}
         try:
             for slot in range(1, self._orders.count):

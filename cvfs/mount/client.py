@@ -11,7 +11,7 @@ from cvfs.cache import Cache
 from cvfs.config import Settings
 from cvfs.errors import CvfsError, TooSlowError
 from cvfs.fetcher import Fetcher
-from cvfs.heads import Head, Heads, find_revision, state_key
+from cvfs.heads import Heads, find_revision, state_key
 from cvfs.inodes import Numbering
 from cvfs.mirrors import Mirrors
 from cvfs.model import Manifest
@@ -25,7 +25,6 @@ class Client:
 
     url: str
     repository: Repository
-    head: Head
     heads: Heads
     fetcher: Fetcher
     cache: Cache
@@ -33,8 +32,12 @@ class Client:
 
 
 @asynccontextmanager
-async def open_repository(url: str, settings: Settings, revision: int | None = None) -> AsyncIterator[Client]:
+async def open_repository(
+    url: str, settings: Settings, revision: int | None = None, manifest: Manifest | None = None
+) -> AsyncIterator[Client]:
     """The repository at `url`, at its newest revision or at `revision`; its root is already in memory.
+
+    `manifest` is given by who has it from an earlier opening, to go on with: then no server is asked.
 
     The tasks that bring what is read live as long as the context. Raises CvfsError: no such repository, no server and
     nothing known before, a cache that cannot be used, a broken root page.
@@ -44,15 +47,21 @@ async def open_repository(url: str, settings: Settings, revision: int | None = N
         mirrors = Mirrors(transport, [url])
         heads = Heads(mirrors, url, settings.state / state_key(url))
         async with _services() as nursery:
-            head = await heads.current(settings.start_deadline_s, settings.known_deadline_s)
-            manifest = head.manifest
-            if revision is not None:
-                manifest = await find_revision(manifest, revision, mirrors, settings.start_deadline_s)
+            if manifest is None:
+                manifest = await _newest(heads, mirrors, settings, revision)
             numbering = Numbering(manifest.repository)
             fetcher = Fetcher(mirrors, cache, numbering, nursery, deadline_s=settings.deadline_s)
             repository = Repository(manifest, numbering, fetcher)
             await _bring_root(repository, manifest, url, settings)
-            yield Client(url, repository, head, heads, fetcher, cache, transport)
+            yield Client(url, repository, heads, fetcher, cache, transport)
+
+
+async def _newest(heads: Heads, mirrors: Mirrors, settings: Settings, revision: int | None) -> Manifest:
+    """The manifest of the current revision, or of `revision`."""
+    head = await heads.current(settings.start_deadline_s, settings.known_deadline_s)
+    if revision is None:
+        return head.manifest
+    return await find_revision(head.manifest, revision, mirrors, settings.start_deadline_s)
 
 
 async def _bring_root(repository: Repository, manifest: Manifest, url: str, settings: Settings) -> None:

@@ -31,6 +31,21 @@ def run_in_background(work: Work, log_file: Path) -> list[str]:
 
     Raises MountError with what went wrong; then the daemon has ended.
     """
+    return _run(lambda writer: work(lambda warnings: _say(writer, {"warnings": warnings})), log_file)
+
+
+def exec_in_background(work: Callable[[int], NoReturn], log_file: Path) -> list[str]:
+    """As `run_in_background`, with `work` becoming another program, which says on the descriptor that it is given
+    what has become of the mount: {"warnings": [...]} or {"error": "..."}, one line of JSON."""
+
+    def become(writer: int) -> NoReturn:
+        os.set_inheritable(writer, True)
+        work(writer)
+
+    return _run(become, log_file)
+
+
+def _run(work: Callable[[int], None], log_file: Path) -> list[str]:
     log = _open_log(log_file)
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -58,11 +73,11 @@ def _open_log(path: Path) -> int:
         raise ConfigError(f"cannot log to {path}: {error.strerror}; name another file with --log-file") from None
 
 
-def _be_daemon(work: Work, writer: int, log: int, log_file: Path) -> NoReturn:
+def _be_daemon(work: Callable[[int], None], writer: int, log: int, log_file: Path) -> NoReturn:
     status = 1
     try:
         _detach(writer, log)
-        work(lambda warnings: _say(writer, {"warnings": warnings}))
+        work(writer)
         status = 0
     except CvfsError as error:
         _say(writer, {"error": str(error)})

@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from cvfs.config import Settings
 from cvfs.errors import ConfigError
 
-ENGINES = ("auto", "pyfuse3")
+ENGINES = ("auto", "channel", "pyfuse3")
+
+_CHANNEL_LINUX = (5, 4)
 
 FUSE_CONF = Path("/etc/fuse.conf")
 
@@ -36,10 +40,28 @@ class MountRequest:
     settings: Settings
     revision: int | None = None
     engine: str = "auto"
+    workers: int = 1
     allow_other: bool | None = None
     suid: bool = False
     dev: bool = False
     nonempty: bool = False
+
+
+def encode_request(request: MountRequest) -> str:
+    """In JSON, for another process."""
+    return msgspec.json.encode(request, enc_hook=os.fspath).decode("utf-8", "surrogateescape")
+
+
+def decode_request(text: str) -> MountRequest:
+    return msgspec.json.decode(text, type=MountRequest, dec_hook=lambda kind, value: kind(value))
+
+
+def choose_engine(name: str) -> str:
+    """The engine that `name` means here: for "auto" the channel, which needs a Linux that is not too old for it."""
+    if name != "auto":
+        return name
+    major, minor = os.uname().release.split("-")[0].split(".")[:2]
+    return "channel" if (int(major), int(minor)) >= _CHANNEL_LINUX else "pyfuse3"
 
 
 def apply_options(request: MountRequest, options: Iterable[str]) -> MountRequest:

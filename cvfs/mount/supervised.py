@@ -1,0 +1,125 @@
+"""What a worker of a supervised mount does: all that the supervisor does not."""
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+from typing import Any, Final
+
+import trio
+
+from cvfs.errors import CvfsError
+from cvfs.filesystem import FileSystem
+from cvfs.format.manifest import decode_manifest, encode_manifest
+from cvfs.fuse.kernel import open_device
+from cvfs.fuse.supervisor import LISTENER
+from cvfs.fuse.worker import Orders, Worker
+from cvfs.mount.client import Client, open_repository, single
+from cvfs.mount.control import Answers, serve_control
+from cvfs.mount.logs import Recent, setup_logging
+from cvfs.mount.point import prepare_mount_point
+from cvfs.mount.request import MountRequest
+from cvfs.mount.runtime import Runtime
+from cvfs.mount.served import ServedMount
+from cvfs.mount.worker import lock
+
+log = logging.getLogger(__name__)
+
+_SWITCH_S: Final = 0.0005
+"""How long a thread that decompresses or hashes may keep the interpreter from the loop; Python's own 5 ms would be
+felt in each request."""
+
+
+def work(request: MountRequest, connection: socket.socket) -> None:
+    """Be one worker from start to end. A mount that cannot be made is said to the supervisor."""
+    recent = setup_logging()
+    sys.setswitchinterval(_SWITCH_S)
+    orders = Orders(connection)
+    try:
+        try:
+            trio.run(_Assembly(request, orders, recent).serve)
+        except BaseExceptionGroup as group:
+            raise single(group) from None
+    except CvfsError as error:
+        orders.say("failed", error=str(error))
+        sys.exit(1)
+
+
+class _Assembly:
+    """One worker's repository, control socket and channel, put together."""
+
+    def __init__(self, request: MountRequest, orders: Orders, recent: Recent) -> None:
+        self._request, self._orders, self._recent = request, orders, recent
+        self._runtime = Runtime(request.settings.runtime)
+
+    async def serve(self) -> None:
+        request, orders = self._request, self._orders
+        if orders.is_first:
+            self._runtime.prepare()
+            os.close(open_device())
+            prepare_mount_point(request.directory, nonempty=request.nonempty)
+        known = orders.state.get("manifest")
+        manifest = decode_manifest(known.encode()) if known else None
+        async with open_repository(request.url, request.settings, request.revision, manifest) as client:
+            with contextlib.ExitStack() as until_started:
+                if orders.is_first:
+                    until_started.callback(os.close, await lock(self._runtime))
+                    self._prepare(client)
+                await self._serve(client, until_started)
+
+    def _prepare(self, client: Client) -> None:
+        """What the first worker of a mount leaves to all others."""
+        directory = self._request.directory
+        prepare_mount_point(directory, nonempty=self._request.nonempty)
+        listener = self._runtime.listen(directory)
+        manifest = encode_manifest(client.repository.manifest).decode()
+        state = {"manifest": manifest, "unlink": [str(self._runtime.socket_of(directory))]}
+        self._orders.hold({LISTENER: listener.detach()}, **state)
+
+    async def _serve(self, client: Client, until_started: contextlib.ExitStack) -> None:
+        orders, request = self._orders, self._request
+        mount = ServedMount(client, request, self._recent, "channel")
+        mount.pid = orders.supervisor
+        mount.started_s = orders.state.get("started_s", mount.started_s)
+        worker = Worker(FileSystem(client.repository), request.directory, mount.options(), orders)
+        mount.statistics = lambda: self._statistics(worker)
+
+        def started() -> None:
+            until_started.close()
+            mount.announce()
+            orders.remember(started_s=mount.started_s)
+            orders.say("started", warnings=[event.message for event in self._recent.events])
+
+        async with trio.open_nursery() as nursery:
+            if orders.slot == 0:
+                nursery.start_soon(self._answer, {"status": mount.status, "reload": self._reload})
+                nursery.start_soon(mount.ask_again_while_offline)
+            await worker.serve(started)
+            nursery.cancel_scope.cancel()
+        if orders.state.get("unmounted"):
+            log.info("unmounted %s", request.directory)
+
+    async def _answer(self, answers: Answers) -> None:
+        listener = socket.socket(fileno=os.dup(self._orders.descriptors[LISTENER]))
+        listener.setblocking(False)
+        await serve_control(trio.SocketListener(trio.socket.from_stdlib_socket(listener)), answers)
+
+    def _reload(self) -> dict[str, Any]:
+        self._orders.problem = ""
+        self._orders.say("reload")
+        return {"generation": self._orders.generation}
+
+    def _statistics(self, worker: Worker) -> dict[str, Any]:
+        orders, counts = self._orders, worker.statistics
+        return {
+            "workers": orders.count,
+            "generation": orders.generation,
+            "restarts": orders.restarts,
+            "reload_problem": orders.problem,
+            "requests": counts.by_name(),
+            "requests_waited": counts.waited,
+            "requests_failed": counts.failed,
+            "requests_interrupted": counts.interrupted,
+            "replies_refused": counts.refused,
+        }
