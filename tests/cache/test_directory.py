@@ -1,0 +1,98 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cvfs.cache import Cache
+from cvfs.cache.directory import CacheDirectory, default_directory
+from cvfs.errors import ConfigError
+from tests.cache.disks import needs_root, remount, small_disk
+from tests.publisher.stores import environment
+
+
+def test_is_made_private_and_marked(tmp_path: Path) -> None:
+    directory = CacheDirectory(tmp_path / "a/b/cache")
+    assert directory.path.stat().st_mode & 0o777 == 0o700
+    assert directory.writable
+    assert os.listdir(directory.path) == ["CVFS-CACHE"]
+    CacheDirectory(directory.path)
+
+
+@pytest.mark.parametrize("content", ["2\n", "garbage\xff"])
+def test_another_layout_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
+    (tmp_path / "CVFS-CACHE").write_text(content, "latin-1")
+    with pytest.raises(ConfigError, match="layout"):
+        Cache(tmp_path)
+    assert os.listdir(tmp_path) == ["CVFS-CACHE"]
+
+
+def test_directory_of_other_things_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="not a cache"):
+        Cache(tmp_path)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    for path in (tmp_path / "cache", tmp_path / "cache/below"):
+        with pytest.raises(ConfigError):
+            Cache(path)
+
+
+@needs_root
+def test_other_users_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    os.chown(tmp_path / "cache", 12345, 12345)
+    with pytest.raises(ConfigError, match="uid 12345"):
+        Cache(tmp_path / "cache")
+
+
+def test_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(ConfigError, match="others may write"):
+        Cache(tmp_path / "cache")
+
+
+def test_what_a_wipe_left_is_a_cache_again_with_the_first_file(tmp_path: Path) -> None:
+    directory = CacheDirectory(tmp_path / "cache")
+    (directory.path / "CVFS-CACHE").unlink()
+    directory.make(os.fsencode(directory.path / "objects/ab"))
+    CacheDirectory(directory.path)
+
+
+@needs_root
+def test_read_only_disk_still_opens(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        Cache(disk).close()
+        remount(disk, "ro")
+        cache = Cache(disk)
+        assert not cache.directory.writable
+        cache.close()
+
+
+def test_processes_may_open_a_new_cache_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from cvfs.cache import Cache; sys.stdin.readline()\n"
+        "for i in range(40): Cache(Path(sys.argv[1]) / str(i)).close()"
+    )
+    line = [sys.executable, "-c", code, str(tmp_path)]
+    workers = [subprocess.Popen(line, env=environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    for worker in workers:
+        assert worker.stdin
+        worker.stdin.write(b"\n")
+        worker.stdin.flush()
+    for worker in workers:
+        _, errors = worker.communicate(timeout=60)
+        assert (worker.returncode, errors) == (0, b"")
+
+
+def test_default_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_directory() == tmp_path / "cvfs"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert default_directory() == Path("/var/cache/cvfs")

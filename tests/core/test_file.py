@@ -1,0 +1,124 @@
+"""Contents of every shape: sizes around the limits, holes, chunks, location pages, far offsets."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cvfs.fetcher import Budget
+from cvfs.file import _overlapping
+from cvfs.filesystem import FileSystem
+from cvfs.model import BlobRef, Digest, Location
+from tests.core.world import Client, World, no_server
+
+MIB = 1 << 20
+GIB = 1 << 30
+PACK = BlobRef(Digest(b"p" * 32), 10, 10)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4 * MIB - 1, 4 * MIB, 4 * MIB + 1])
+def test_sizes_around_the_limits(world: World, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    world.publish({"f": data})
+
+    async def work(client: Client) -> None:
+        node = await client.lookup(b"f")
+        assert (node.size, node.blocks) == (size, (size + 511) // 512)
+        assert await client.read(b"f") == data
+        for offset in {0, 1, size // 2, max(size - 1, 0), size, size + 1, 1 << 62}:
+            for length in (0, 1, 5000, 1 << 20):
+                assert await client.read(b"f", offset, length) == data[offset : offset + length]
+
+    world.run(work)
+    with no_server(world):
+        assert world.read(b"f") == [data]
+
+
+def test_sparse_file_of_five_gib_is_read_beyond_four(world: World, tmp_path: Path) -> None:
+    tree = tmp_path / "sparse"
+    tree.mkdir()
+    size, marks = 5 * GIB + 12345, {0: b"first", 4 * GIB - 2: b"across", 4 * GIB + 77: b"beyond", 5 * GIB + 12340: b"last!"}
+    with (tree / "f").open("wb") as file:
+        for offset, mark in marks.items():
+            os.pwrite(file.fileno(), mark, offset)
+    world.store.publish(tree)
+
+    async def work(client: Client) -> None:
+        node = await client.lookup(b"f")
+        assert node.size == size
+        assert node.blocks * 512 < 64 * MIB  # what du shows is what is stored
+        for offset, mark in marks.items():
+            assert await client.read(b"f", offset, len(mark)) == mark
+        assert await client.read(b"f", 3 * GIB, 2 * MIB) == bytes(2 * MIB)
+        assert await client.read(b"f", size - 3, 100) == b"st!"
+        assert await client.read(b"f", size, 100) == b""
+
+    world.run(work)
+    [cached] = (world.cache / "large").glob("*/*")
+    assert cached.stat().st_size == size
+    assert cached.stat().st_blocks * 512 < 64 * MIB
+    with no_server(world):
+        world.run(work)
+
+
+def test_file_that_is_one_hole(world: World, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/f").touch()
+    os.truncate(tmp_path / "tree/f", 50 * MIB)
+    world.store.publish(tmp_path / "tree")
+
+    async def work(client: Client) -> None:
+        node = await client.lookup(b"f")
+        assert (node.size, node.blocks) == (50 * MIB, 0)
+        assert await client.read(b"f", 49 * MIB) == bytes(MIB)
+
+    world.run(work)
+
+
+def test_file_of_many_chunks_is_read_through_location_pages(world: World) -> None:
+    data = random.Random(1).randbytes(110 * MIB)
+    world.publish({"f": data, "small": b"small"})
+
+    async def work(client: Client) -> None:
+        assert (await client.found(b"f")).record.content.location_pages
+        spots = random.Random(2)
+        for _ in range(30):
+            offset, length = spots.randrange(len(data)), spots.choice([1, 5000, 131072, 3 * MIB])
+            assert await client.read(b"f", offset, length) == data[offset : offset + length]
+        assert await client.read(b"f", 109 * MIB) == data[109 * MIB :]
+        assert await client.read(b"small") == b"small"
+
+    world.run(work)
+    with no_server(world):
+        assert world.read(b"small") == [b"small"]
+
+
+def test_open_files_hold_no_pages(world: World) -> None:
+    """A file in use must not keep the page alive that lists it: pages have a budget."""
+    world.publish({f"{'n' * 100}{i:05}": b"%d" % i for i in range(3000)})
+
+    async def work(client: Client) -> None:
+        fs: FileSystem = client.fs
+        for i in range(0, 3000, 50):
+            inode = (await client.lookup(b"n" * 100 + b"%05d" % i)).inode
+            file = await fs.bring(lambda inode=inode: fs.file_nowait(inode))
+            assert bytes(await file.read(0, 10)) == b"%d" % i
+            assert not [name for name, value in vars(file).items() if hasattr(value, "groups")]
+        assert client.fetcher._pages.weight <= 1200
+
+    world.run(work, budget=Budget(entries=1200))
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_overlapping_locations(data: st.DataObject) -> None:
+    cuts = data.draw(st.lists(st.integers(0, 50), unique=True, max_size=10).map(sorted))
+    pairs = zip(cuts[::2], cuts[1::2], strict=False)
+    locations = [Location(start, end - start, PACK, 0, b"") for start, end in pairs]
+    offset = data.draw(st.integers(0, 50))
+    end = data.draw(st.integers(offset + 1, 52))
+    wanted = [at for at in locations if at.object_offset < end and offset < at.object_offset + at.length]
+    assert list(_overlapping(locations, offset, end)) == wanted
