@@ -50,6 +50,7 @@ def test_killed_at_any_moment_loses_nothing(tmp_path: Path, store: Store, tree: 
             break
         assert store.snapshot() == before
     assert killed
+    (store.path / ".publisher/incoming/1-2-3").write_bytes(b"half")
     assert run("publish", store.path, tree, "--state", store.state).returncode == 0
     assert store.manifest.revision == head.revision + 1
     assert store.snapshot() == snapshot(tree, count_links=True)
