@@ -40,7 +40,10 @@ def test_sizes_around_the_limits(world: World, size: int) -> None:
 def test_sparse_file_of_five_gib_is_read_beyond_four(world: World, tmp_path: Path) -> None:
     tree = tmp_path / "sparse"
     tree.mkdir()
-    size, marks = 5 * GIB + 12345, {0: b"first", 4 * GIB - 2: b"across", 4 * GIB + 77: b"beyond", 5 * GIB + 12340: b"last!"}
+    size, marks = (
+        5 * GIB + 12345,
+        {0: b"first", 4 * GIB - 2: b"across", 4 * GIB + 77: b"beyond", 5 * GIB + 12340: b"last!"},
+    )
     with (tree / "f").open("wb") as file:
         for offset, mark in marks.items():
             os.pwrite(file.fileno(), mark, offset)
