@@ -19,13 +19,11 @@ def storage_options(function: Function) -> Function:
     """--cache and --state-dir."""
     state = click.option(
         "--state-dir",
-        type=click.Path(path_type=Path),
+        type=Path,
         metavar="DIR",
         help="Where the last good revision is remembered ($CVFS_STATE_DIR).",
     )
-    cache = click.option(
-        "--cache", type=click.Path(path_type=Path), metavar="DIR", help="The cache of this host ($CVFS_CACHE)."
-    )
+    cache = click.option("--cache", type=Path, metavar="DIR", help="The cache of this host ($CVFS_CACHE).")
     return cache(state(function))
 
 

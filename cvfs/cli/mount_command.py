@@ -16,7 +16,7 @@ from cvfs.mount.request import ENGINES, MountRequest, apply_options, choose_engi
 
 @click.command("mount", epilog="Example: cvfs mount http://software.example.org /mnt/software")
 @click.argument("url")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=Path)
 @click.option("-f", "--foreground", is_flag=True, help="Do not go to the background; for systemd.")
 @click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Options as of mount(8), separated by commas.")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", help="What speaks to the kernel.")
@@ -24,7 +24,7 @@ from cvfs.mount.request import ENGINES, MountRequest, apply_options, choose_engi
 @click.option("--allow-other/--no-allow-other", default=None, help="Let other users in [default: where permitted].")
 @click.option("--suid", is_flag=True, help="Let set-id bits count.")
 @click.option("--dev", is_flag=True, help="Let device files count.")
-@click.option("--log-file", type=click.Path(path_type=Path), metavar="FILE", help="Where the daemon logs to.")
+@click.option("--log-file", type=Path, metavar="FILE", help="Where the daemon logs to.")
 @common.revision_option
 @common.storage_options
 def command(

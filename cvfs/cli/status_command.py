@@ -16,7 +16,7 @@ _COLUMNS = ("MOUNTPOINT", "STATE", "REPOSITORY", "REVISION", "PUBLISHED", "ERROR
 
 
 @click.command("status", epilog="Example: cvfs status /mnt/software --json")
-@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@click.argument("directory", type=Path, required=False)
 @click.option("--json", "as_json", is_flag=True, help="All there is to know, as one JSON object.")
 def command(directory: Path | None, as_json: bool) -> None:
     """Show all mounts, or all there is to know of the one on DIRECTORY.

@@ -8,7 +8,7 @@ from cvfs.config import Settings
 
 
 @click.command("umount", epilog="Example: cvfs umount /mnt/software")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=Path)
 @click.option("-l", "--lazy", is_flag=True, help="Take it out of sight now, and end when its last user has.")
 def command(directory: Path, lazy: bool) -> None:
     """Unmount DIRECTORY, and return when the daemon that served it has ended."""
