@@ -26,6 +26,15 @@ def host(engine: str, tmp_path: Path) -> Iterator[Host]:
     host.close()
 
 
+@pytest.fixture
+def auto_host(tmp_path: Path) -> Iterator[Host]:
+    """As `host`, for what is the same whatever the engine: run once, with the default one."""
+    host = Host(tmp_path / "host", "auto")
+    host.top.mkdir()
+    yield host
+    host.close()
+
+
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     """A tree with one of everything, published once for all tests."""

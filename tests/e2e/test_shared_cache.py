@@ -1,0 +1,268 @@
+"""One cache for all repositories, mounts and processes of a host: fetched once, kept, never believed unseen."""
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.host import Host, Server, Store, kill, run
+from tests.e2e.zoo import MIB, content
+from tests.servers import FaultyServer, hang
+
+LARGE = 6 * MIB + 1
+SMALL = {f"dir{number % 3}/small{number}": content(40_000 + number) for number in range(12)}
+FILES = SMALL | {f"big{number}": content(1_200_000 + number) for number in range(3)} | {"large": content(LARGE)}
+DEADLINE_S = 45.0
+"""Longer than a fetch may take (30 s), shorter than a hang."""
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    top = tmp_path_factory.mktemp("cached")
+    for name, data in FILES.items():
+        (top / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / "tree" / name).write_bytes(data)
+    store = Store(top / "store")
+    store.publish(top / "tree")
+    return store
+
+
+@pytest.fixture
+def serving(published: Store, tmp_path: Path) -> Iterator[Server]:
+    with Server(published.path, tmp_path) as server:
+        yield server
+
+
+def read_all(mount: Path) -> None:
+    for name, data in FILES.items():
+        assert (mount / name).read_bytes() == data
+
+
+def test_two_mounts_at_once_fetch_everything_once(host: Host, serving: Server) -> None:
+    mounts = [host.mount(serving.url), host.mount(serving.url)]
+    assert host.status(mounts[0])["pid"] != host.status(mounts[1])["pid"]
+    readers = [
+        subprocess.Popen(["tar", "-c", "-C", mount, "."], stdout=subprocess.PIPE) for mount in mounts for _ in range(3)
+    ]
+    archives = [reader.communicate(timeout=60)[0] for reader in readers]
+    assert all(reader.returncode == 0 for reader in readers)
+    assert len(set(archives)) == 1
+    assert len(archives[0]) > sum(map(len, FILES.values()))
+    assert {path: count for path, count in Counter(serving.requests()).items() if count > 1} == {}
+
+
+def test_a_second_mount_needs_no_byte_of_data(host: Host, serving: Server) -> None:
+    read_all(host.mount(serving.url))
+    before = serving.requests()
+    read_all(host.mount(serving.url))
+    assert serving.requests() == before
+
+
+def test_repositories_share_what_is_equal(auto_host: Host, serving: Server, tmp_path: Path) -> None:
+    read_all(auto_host.mount(serving.url))
+    tree = tmp_path / "other"
+    (tree / "elsewhere").mkdir(parents=True)
+    for name, data in SMALL.items():
+        (tree / "elsewhere" / name.replace("/", "-")).write_bytes(data)
+    store = Store(tmp_path / "other-store", name="other.example.org")
+    store.publish(tree)
+    with Server(store.path, tmp_path) as other:
+        mount = auto_host.mount(other.url)
+        for name, data in SMALL.items():
+            assert (mount / "elsewhere" / name.replace("/", "-")).read_bytes() == data
+        assert len(other.requests()) == 1, "more than its one page"
+        auto_host.umount(mount)
+
+
+def test_with_the_server_gone(host: Host, published: Store, tmp_path: Path) -> None:
+    """What was read goes on, also in a new process; what was not fails soon; all is well again when it is back."""
+    with Server(published.path, tmp_path) as server:
+        mount = host.mount(server.url)
+        known = [name for name in FILES if name.startswith("dir0")]
+        for name in known:
+            (mount / name).read_bytes()
+        run("find", mount)
+        url, port = server.url, server.port
+    for _ in range(2):
+        for name in known:
+            assert (mount / name).read_bytes() == FILES[name]
+        _fails_soon(lambda at=mount: (at / "large").read_bytes())
+        host.umount(mount)
+        warned = host.cvfs("mount", url, mount, "--engine", host.engine).stderr
+        assert warned.startswith(b"cvfs: warning: ")
+        assert host.status(mount)["state"] == "offline"
+    assert host.cvfs("status", mount, check=False).returncode == 1
+    with Server(published.path, tmp_path, port=port):
+        assert _eventually((mount / "large").read_bytes) == FILES["large"]
+        host.umount(mount)
+
+
+def _fails_soon(read: Callable[[], object]) -> None:
+    started = time.monotonic()
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the number says more than a text
+        read()
+    assert caught.value.errno in (errno.EIO, errno.ETIMEDOUT)
+    assert time.monotonic() - started < DEADLINE_S
+
+
+def _eventually(read: Callable[[], bytes]) -> bytes:
+    deadline = time.monotonic() + 20
+    while True:
+        with contextlib.suppress(OSError):
+            return read()
+        assert time.monotonic() < deadline
+
+
+def test_a_server_that_hangs(host: Host, published: Store) -> None:
+    """A reader can be killed at once, the others get an error in time, and what is cached is not held up."""
+    with FaultyServer(published.path) as server:
+        mount = host.mount(server.url)
+        (mount / "dir0/small0").read_bytes()
+        server.misbehave(hang)
+        started = time.monotonic()
+        waiting = [
+            subprocess.Popen(["cat", mount / "large"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            for _ in range(2)
+        ]
+        server.wait_until(lambda: any(seen.path.startswith("/data/") for seen in server.seen[-1:]))
+        assert (mount / "dir0/small0").read_bytes() == FILES["dir0/small0"]
+        waiting[0].kill()
+        waiting[0].communicate(timeout=5)
+        error = waiting[1].communicate(timeout=DEADLINE_S)[1]
+        assert b"Input/output error" in error or b"timed out" in error
+        assert time.monotonic() - started < DEADLINE_S
+        server.recover()
+        assert _eventually((mount / "large").read_bytes) == FILES["large"]
+        host.umount(mount)
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _overwrite(path: Path) -> None:
+    size = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.seek(size // 2)
+        file.write(b"FALSE BYTES"[: size - size // 2])
+
+
+def _grow(path: Path) -> None:
+    with open(path, "ab") as file:
+        file.write(b"more")
+
+
+def _empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+DAMAGES = {"truncated": _truncate, "overwritten": _overwrite, "grown": _grow, "emptied": _empty, "deleted": Path.unlink}
+
+
+def _cached(host: Host) -> list[Path]:
+    kinds = ("objects", "blobs", "large")
+    return [path for kind in kinds for path in (host.cache / kind).rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_cache_files_are_noticed_and_fetched_again(auto_host: Host, serving: Server, damage: str) -> None:
+    mount = auto_host.mount(serving.url)
+    read_all(mount)
+    files = _cached(auto_host)
+    assert {path.relative_to(auto_host.cache).parts[0] for path in files} == {"objects", "blobs", "large"}
+    before = len(serving.requests())
+    auto_host.umount(mount)
+    for path in files:
+        DAMAGES[damage](path)
+    auto_host.mount(serving.url, on=mount)
+    read_all(mount)
+    # A large file that grew still has every chunk in its place.
+    assert len(serving.requests()) > before
+    again = len(serving.requests())
+    auto_host.remount(mount, serving.url)
+    read_all(mount)
+    assert len(serving.requests()) == again
+
+
+def test_damaged_cache_files_are_never_served(auto_host: Host, published: Store, tmp_path: Path) -> None:
+    with Server(published.path, tmp_path) as server:
+        mount = auto_host.mount(server.url)
+        read_all(mount)
+        run("find", mount)
+        auto_host.umount(mount)
+        for path in _cached(auto_host):
+            if path.relative_to(auto_host.cache).parts[0] != "blobs":
+                _overwrite(path)
+        auto_host.mount(server.url, on=mount)
+    # The metadata is whole, all contents are wrong, and there is nobody to ask.
+    for name in ("dir0/small0", "big1", "large"):
+        _fails_soon(lambda name=name: (mount / name).read_bytes()[:1] or None)
+    auto_host.umount(mount)
+
+
+def test_a_cache_that_is_wiped_under_a_mount(auto_host: Host, serving: Server) -> None:
+    mount = auto_host.mount(serving.url)
+    read_all(mount)
+    for kind in ("objects", "blobs", "large"):
+        shutil.rmtree(auto_host.cache / kind)
+    run("sysctl", "-q", "vm.drop_caches=3", check=False)
+    read_all(mount)
+    auto_host.remount(mount, serving.url)
+    read_all(mount)
+
+
+@pytest.fixture
+def small_disk(auto_host: Host) -> Iterator[Path]:
+    """A file system of 3 MiB for the cache."""
+    disk = auto_host.top / "disk"
+    disk.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=3m,mode=0700", "tmpfs", disk)
+    yield disk
+    run("umount", "--lazy", disk)
+
+
+def test_a_full_cache_does_not_break_reads(auto_host: Host, serving: Server, small_disk: Path) -> None:
+    mount = auto_host.mount(serving.url, "--cache", small_disk)
+    read_all(mount)
+    status = auto_host.status(mount)
+    assert status["fetcher"]["uncached"] > 0
+    assert "serving uncached" in auto_host.log()
+    auto_host.remount(mount, serving.url, "--cache", small_disk)
+    read_all(mount)
+    auto_host.umount(mount)
+
+
+def test_a_cache_on_a_read_only_disk_does_not_break_reads(auto_host: Host, serving: Server, small_disk: Path) -> None:
+    mount = auto_host.mount(serving.url, "--cache", small_disk)
+    (mount / "dir0/small0").read_bytes()
+    auto_host.umount(mount)
+    run("mount", "-o", "remount,ro", small_disk)
+    auto_host.mount(serving.url, "--cache", small_disk, on=mount)
+    read_all(mount)
+    assert not auto_host.status(mount)["cache"]["writable"]
+    assert "uncached" in auto_host.log()
+    auto_host.umount(mount)
+
+
+def test_a_daemon_that_is_killed_while_it_fetches_harms_no_other(auto_host: Host, published: Store) -> None:
+    with FaultyServer(published.path) as server:
+        victim, other = auto_host.mount(server.url), auto_host.mount(server.url)
+        run("find", other)
+        server.misbehave(hang, times=1)
+        reader = subprocess.Popen(["cat", victim / "big0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        count = len(server.seen)
+        server.wait_until(lambda: len(server.seen) > count or server.open_connections > 0)
+        kill(auto_host.status(victim)["pid"])
+        reader.wait(10)
+        started = time.monotonic()
+        assert (other / "big0").read_bytes() == FILES["big0"]
+        assert time.monotonic() - started < 10
+        run("umount", "--lazy", victim)
+        auto_host.umount(other)
