@@ -43,11 +43,11 @@ def edit(tree: Tree, load: Load, put: Put, upserts: Iterable[Record], without: b
 
 def _edited(tree: Tree, load: Load, leaves: "_Leaves", upserts: "_Upserts", gone: "_Subtree") -> Iterator[Child]:
     for child, ref in _leaf_children(tree, load):
-        new = upserts.before(ref.end)
+        new, is_same = upserts.before(ref.end), not upserts.any_before(ref.end)
         last = ref.end == END
         if not last and gone.covers(ref.key, ref.end):
             yield from leaves.feed(new)
-        elif not last and not new and leaves.at_boundary and not gone.touches(ref.key, ref.end):
+        elif not last and is_same and leaves.at_boundary and not gone.touches(ref.key, ref.end):
             yield child
         else:
             old = (record for record in load_leaf(load, ref).records() if not gone.holds(_key(record)))
@@ -81,12 +81,14 @@ class _Upserts:
         self._records = iter(records)
         self._next = next(self._records, None)
 
-    def before(self, end: Key) -> list[Record]:
-        taken = []
+    def any_before(self, end: Key) -> bool:
+        return self._next is not None and _key(self._next) < end
+
+    def before(self, end: Key) -> Iterator[Record]:
+        """One by one: a whole tree may go in before the next leaf of a nearly empty one."""
         while self._next is not None and _key(self._next) < end:
-            taken.append(self._next)
-            self._next = next(self._records, None)
-        return taken
+            taken, self._next = self._next, next(self._records, None)
+            yield taken
 
 
 class _Subtree(NamedTuple):
