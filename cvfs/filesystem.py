@@ -72,6 +72,15 @@ class FileSystem:
         self._files: Memory[int, File] = Memory(_FILE_LOCATIONS)
         self._runs: Memory[tuple[int, int], bytes] = Memory(_RUNS)
 
+    def switch(self, repository: Repository) -> None:
+        """Go on with another revision of the same repository.
+
+        Every inode number that was given out keeps its meaning: a file that is open keeps its content, a directory is
+        from now on what the new revision has at its path.
+        """
+        self.repository = repository
+        self._runs = Memory(_RUNS)
+
     async def bring(self, question: Callable[[], T]) -> T:
         """The answer to a `nowait` question, however long it takes (no longer than the fetcher's deadline)."""
         return await self.repository.bring(question)

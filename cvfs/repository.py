@@ -29,6 +29,10 @@ class Repository:
         self.fetcher = fetcher
         self._tree = Tree(manifest.root, manifest.level, fetcher.page_nowait)
 
+    def at(self, manifest: Manifest) -> "Repository":
+        """The same repository at another revision; what is in memory serves both."""
+        return Repository(manifest, self.numbering, self.fetcher)
+
     async def bring(self, question: Callable[[], T]) -> T:
         """The answer to a `nowait` question, with every page brought that it turns out to need.
 

@@ -11,6 +11,8 @@ from cvfs import terminal
 _COMMANDS = {
     "mount": ("Mount a repository on a directory.", "mount_command"),
     "umount": ("Take a mount away.", "umount_command"),
+    "refresh": ("Have a mount go on with the newest revision.", "refresh_command"),
+    "reload": ("Have a mount served by newly installed code.", "reload_command"),
     "status": ("Show the mounts of this user.", "status_command"),
     "ls": ("List what a repository has, without a mount.", "ls_command"),
     "cat": ("Print files of a repository, without a mount.", "cat_command"),

@@ -1,5 +1,6 @@
 """The portable engine: libfuse, through pyfuse3. One mount a process, as libfuse's bindings have it."""
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Coroutine, Sequence
@@ -13,6 +14,7 @@ from cvfs.errors import MountError, PathError
 from cvfs.fetcher import PageMissing
 from cvfs.filesystem import BLOCK_BYTES, FileSystem, Node
 from cvfs.fuse.errno_table import errno_of, refusal
+from cvfs.fuse.invalidate import Changes
 from cvfs.fuse.options import FOREVER_S, MountOptions
 
 P = ParamSpec("P")
@@ -40,6 +42,21 @@ async def serve(
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.close(unmount=True)
+
+
+async def invalidate(changes: Changes) -> None:
+    """Tell the kernel what a switch of the revision has changed."""
+    await trio.to_thread.run_sync(_invalidate, changes, abandon_on_cancel=True)
+
+
+def _invalidate(changes: Changes) -> None:
+    """libfuse waits for requests that are under way, so not in the loop."""
+    for inode in changes.directories:
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_inode(inode)
+    for parent, name in changes.names:
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_entry(parent, name)
 
 
 def fuse_options(options: MountOptions) -> Sequence[str]:

@@ -450,12 +450,26 @@ class Supervisor:
             worker.socket.close()
         for template in self._templates:
             template.socket.close()
+        self._wait_for_ends()
         for name, number in self._held.items():
             if name.startswith(FUSE):
                 os.close(number)
         for path in self._state.get("unlink", []):
             if os.path.exists(path):
                 os.unlink(path)
+
+    def _wait_for_ends(self) -> None:
+        """Leave no process behind: they end by themselves once nothing connects them to this one."""
+        pids = [worker.pid for worker in self._workers if worker.pid] + [template.pid for template in self._templates]
+        deadline = time.monotonic() + END_S
+        for pid in pids:
+            try:
+                process = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            if not select.select([process], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                os.kill(pid, signal.SIGKILL)
+            os.close(process)
 
     def _run_unmount(self) -> None:
         os.waitpid(os.posix_spawn(self._unmount[0], self._unmount, os.environ), 0)

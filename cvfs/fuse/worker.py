@@ -20,6 +20,7 @@ from cvfs.fuse import kernel, link
 from cvfs.fuse.channel import Channel, Statistics
 from cvfs.fuse.channel_engine import kernel_options, raise_read_ahead
 from cvfs.fuse.handlers import Handlers
+from cvfs.fuse.invalidate import Changes, notices_of, write_notices
 from cvfs.fuse.link import Message
 from cvfs.fuse.mountinfo import find_mount
 from cvfs.fuse.options import MountOptions
@@ -147,10 +148,19 @@ class Worker:
         self._filesystem, self._directory, self._options = filesystem, directory, options
         self._orders = orders
         self._channel: Channel | None = None
+        self._telling = trio.CapacityLimiter(1)
 
     @property
     def statistics(self) -> Statistics:
         return self._channel.statistics if self._channel else Statistics()
+
+    async def invalidate(self, changes: Changes) -> None:
+        """Tell the kernel what a switch of the revision has changed."""
+        epoch = self._orders.state["inc_epoch"] and not self._options.exact_invalidation
+        descriptor = self._orders.descriptors[f"{FUSE}{self._orders.slot}"]
+        await trio.to_thread.run_sync(
+            write_notices, descriptor, notices_of(changes, epoch=epoch), abandon_on_cancel=True, limiter=self._telling
+        )
 
     async def serve(self, started: Callable[[], None]) -> None:
         """Mount, unless that was done; serve until the mount is gone or another worker takes over.

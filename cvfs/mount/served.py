@@ -14,6 +14,7 @@ import trio
 
 import cvfs
 from cvfs.errors import CvfsError, MountError
+from cvfs.filesystem import FileSystem
 from cvfs.fuse.options import MountOptions
 from cvfs.mount.client import Client
 from cvfs.mount.logs import Recent
@@ -31,6 +32,7 @@ class ServedMount:
     def __init__(self, client: Client, request: MountRequest, recent: Recent, engine: str) -> None:
         self._client, self._request, self._recent = client, request, recent
         self._engine = engine
+        self.filesystem = FileSystem(client.repository)
         self.started_s = time.time()
         self.pid = os.getpid()
         """The process whose end is the end of the mount."""
@@ -39,7 +41,7 @@ class ServedMount:
 
     def status(self) -> dict[str, Any]:
         """What `cvfs status` shows. Units are in the names; times in seconds since 1970 UTC."""
-        manifest, request = self._client.repository.manifest, self._request
+        manifest, request = self.filesystem.repository.manifest, self._request
         return {
             "mountpoint": str(request.directory),
             "url": self._client.url,
@@ -79,11 +81,17 @@ class ServedMount:
         allow_other = may_allow_other() if request.allow_other is None else request.allow_other
         if allow_other and not may_allow_other():
             raise MountError("only root may allow others into a mount, unless /etc/fuse.conf says user_allow_other")
-        return MountOptions(self._client.url, allow_other=allow_other, suid=request.suid, dev=request.dev)
+        return MountOptions(
+            self._client.url,
+            allow_other=allow_other,
+            suid=request.suid,
+            dev=request.dev,
+            exact_invalidation=request.exact_invalidation,
+        )
 
     def announce(self) -> str:
         """Log that the mount can be used; what it is."""
-        manifest = self._client.repository.manifest
+        manifest = self.filesystem.repository.manifest
         what = f"revision {manifest.revision} of {manifest.repository} on {self._request.directory}"
         log.info("mounted %s from %s", what, self._client.url)
         return what

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -13,18 +14,24 @@ from cvfs.errors import CvfsError
 from cvfs.filesystem import FileSystem
 from cvfs.format.manifest import decode_manifest, encode_manifest
 from cvfs.fuse.kernel import open_device
+from cvfs.fuse.link import Message
 from cvfs.fuse.supervisor import LISTENER
 from cvfs.fuse.worker import Orders, Worker
+from cvfs.model import Manifest
 from cvfs.mount.client import Client, open_repository, single
 from cvfs.mount.control import Answers, serve_control
 from cvfs.mount.logs import Recent, setup_logging
 from cvfs.mount.point import prepare_mount_point
+from cvfs.mount.refresh import Refresher
 from cvfs.mount.request import MountRequest
 from cvfs.mount.runtime import Runtime
 from cvfs.mount.served import ServedMount
 from cvfs.mount.worker import lock
 
 log = logging.getLogger(__name__)
+
+_SWITCHED_S: Final = 2.0
+"""For the other workers to follow a switch: each does so in its loop, at once."""
 
 _SWITCH_S: Final = 0.0005
 """How long a thread that decompresses or hashes may keep the interpreter from the loop; Python's own 5 ms would be
@@ -52,6 +59,7 @@ class _Assembly:
     def __init__(self, request: MountRequest, orders: Orders, recent: Recent) -> None:
         self._request, self._orders, self._recent = request, orders, recent
         self._runtime = Runtime(request.settings.runtime)
+        self._switched, self._all_switched = 0, trio.Event()
 
     async def serve(self) -> None:
         request, orders = self._request, self._orders
@@ -82,8 +90,11 @@ class _Assembly:
         mount = ServedMount(client, request, self._recent, "channel")
         mount.pid = orders.supervisor
         mount.started_s = orders.state.get("started_s", mount.started_s)
-        worker = Worker(FileSystem(client.repository), request.directory, mount.options(), orders)
-        mount.statistics = lambda: self._statistics(worker)
+        filesystem = mount.filesystem
+        worker = Worker(filesystem, request.directory, mount.options(), orders)
+        refresher = self._refresher(client, filesystem, worker)
+        mount.statistics = lambda: self._statistics(worker, refresher)
+        self._handle_orders(filesystem)
 
         def started() -> None:
             until_started.close()
@@ -93,8 +104,10 @@ class _Assembly:
 
         async with trio.open_nursery() as nursery:
             if orders.slot == 0:
-                nursery.start_soon(self._answer, {"status": mount.status, "reload": self._reload})
+                answers = {"status": mount.status, "reload": self._reload, "refresh": refresher.request}
+                nursery.start_soon(self._answer, answers)
                 nursery.start_soon(mount.ask_again_while_offline)
+                nursery.start_soon(self._refresh, refresher)
             await worker.serve(started)
             nursery.cancel_scope.cancel()
         if orders.state.get("unmounted"):
@@ -105,18 +118,57 @@ class _Assembly:
         listener.setblocking(False)
         await serve_control(trio.SocketListener(trio.socket.from_stdlib_socket(listener)), answers)
 
+    def _refresher(self, client: Client, filesystem: FileSystem, worker: Worker) -> Refresher:
+        orders = self._orders
+
+        async def announce(new: Manifest, old: Manifest) -> None:
+            """To the supervisor, for workers to come, and to the other workers, which switch too."""
+            text = encode_manifest(new).decode()
+            orders.remember(manifest=text, previous=encode_manifest(old).decode())
+            if orders.count > 1:
+                self._switched, self._all_switched = 0, trio.Event()
+                orders.say("relay", message={"type": "switch", "manifest": text})
+                with trio.move_on_after(_SWITCHED_S):
+                    await self._all_switched.wait()
+
+        deadline_s = self._request.settings.start_deadline_s
+        settled = partial(orders.remember, previous=None)
+        return Refresher(client, filesystem, deadline_s, worker.invalidate, announce, settled)
+
+    async def _refresh(self, refresher: Refresher) -> None:
+        previous = self._orders.state.get("previous")
+        if previous:
+            await refresher.finish(decode_manifest(previous.encode()))
+        if self._request.revision is None:
+            await refresher.run()
+
+    def _handle_orders(self, filesystem: FileSystem) -> None:
+        def switch(order: Message) -> None:
+            filesystem.switch(filesystem.repository.at(decode_manifest(order["manifest"].encode())))
+            self._orders.say("relay", message={"type": "switched"})
+
+        def switched(order: Message) -> None:
+            self._switched += 1
+            if self._switched == self._orders.count - 1:
+                self._all_switched.set()
+
+        self._orders.handlers = {"switch": switch, "switched": switched}
+
     def _reload(self) -> dict[str, Any]:
         self._orders.problem = ""
         self._orders.say("reload")
         return {"generation": self._orders.generation}
 
-    def _statistics(self, worker: Worker) -> dict[str, Any]:
+    def _statistics(self, worker: Worker, refresher: Refresher) -> dict[str, Any]:
         orders, counts = self._orders, worker.statistics
         return {
             "workers": orders.count,
             "generation": orders.generation,
             "restarts": orders.restarts,
             "reload_problem": orders.problem,
+            "refreshes": refresher.count,
+            "refresh_problem": refresher.problem,
+            "switching": bool(orders.state.get("previous")),
             "requests": counts.by_name(),
             "requests_waited": counts.waited,
             "requests_failed": counts.failed,

@@ -14,11 +14,13 @@ from cvfs.errors import MountError
 from cvfs.filesystem import FileSystem
 from cvfs.fuse.kernel import open_device
 from cvfs.fuse.options import MountOptions
+from cvfs.model import Manifest
 from cvfs.mount.client import Client, open_repository, single
 from cvfs.mount.control import serve_control
 from cvfs.mount.logs import Recent
 from cvfs.mount.notify import notify
 from cvfs.mount.point import prepare_mount_point
+from cvfs.mount.refresh import Refresher
 from cvfs.mount.request import MountRequest
 from cvfs.mount.runtime import Runtime
 from cvfs.mount.served import ServedMount
@@ -54,7 +56,9 @@ async def _serve(request: MountRequest, recent: Recent, ready: Ready) -> None:
         prepare_mount_point(request.directory, nonempty=request.nonempty)
         async with open_repository(request.url, request.settings, request.revision) as client:
             mount = ServedMount(client, request, recent, "pyfuse3")
-            await _serve_mount(mount, client, request, engine, runtime, ready)
+            refresher = _refresher(client, mount, request)
+            mount.statistics = lambda: {"refreshes": refresher.count, "refresh_problem": refresher.problem}
+            await _serve_mount(mount, refresher, request, engine, runtime, ready)
         nursery.cancel_scope.cancel()
 
 
@@ -76,7 +80,7 @@ async def _cancel_on_signal(scope: trio.CancelScope) -> None:
 
 
 async def _serve_mount(
-    mount: ServedMount, client: Client, request: MountRequest, engine: Engine, runtime: Runtime, ready: Ready
+    mount: ServedMount, refresher: Refresher, request: MountRequest, engine: Engine, runtime: Runtime, ready: Ready
 ) -> None:
     with contextlib.ExitStack() as until_started, contextlib.ExitStack() as until_ended:
         until_started.callback(os.close, await lock(runtime))
@@ -91,10 +95,23 @@ async def _serve_mount(
             notify("READY=1", f"STATUS=serving {what}")
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_control, trio.SocketListener(listener), {"status": mount.status})
+            answers = {"status": mount.status, "refresh": refresher.request}
+            nursery.start_soon(serve_control, trio.SocketListener(listener), answers)
+            if request.revision is None:
+                nursery.start_soon(refresher.run)
             nursery.start_soon(mount.ask_again_while_offline)
-            await engine(FileSystem(client.repository), request.directory, mount.options(), started)
+            await engine(mount.filesystem, request.directory, mount.options(), started)
             nursery.cancel_scope.cancel()
+
+
+def _refresher(client: Client, mount: ServedMount, request: MountRequest) -> Refresher:
+    from cvfs.fuse.pyfuse3_engine import invalidate
+
+    async def announce(new: Manifest, old: Manifest) -> None:
+        await trio.lowlevel.checkpoint()
+
+    deadline_s = request.settings.start_deadline_s
+    return Refresher(client, mount.filesystem, deadline_s, invalidate, announce, lambda: None)
 
 
 async def lock(runtime: Runtime) -> int:

@@ -1,0 +1,59 @@
+"""A running mount changed from outside of it: to newly installed code, to a newer revision."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cvfs.errors import MountError
+from cvfs.fuse.mountinfo import find_mount
+from cvfs.mount.point import is_ours
+from cvfs.mount.runtime import Runtime, ask
+
+_DEADLINE_S = 90.0
+"""Longer than a worker may take to start."""
+
+_POLL_S = 0.02
+
+
+def reload_mount(directory: Path, runtime: Runtime) -> dict[str, Any]:
+    """Have the mount on `directory` served by the code that is installed now; its status then.
+
+    Raises MountError: that code does not start; what served the mount goes on.
+    """
+    path = _socket(directory, runtime)
+    generation = ask(path, "reload")["generation"]
+    return _wait(path, lambda status: status["generation"] > generation, "reload_problem")
+
+
+def refresh_mount(directory: Path, runtime: Runtime) -> dict[str, Any]:
+    """Have the mount on `directory` go on with the newest revision; its status then. Raises MountError."""
+    path = _socket(directory, runtime)
+    count = ask(path, "refresh")["refreshes"]
+    status = _wait(path, lambda status: status["refreshes"] > count, None)
+    if status["refresh_problem"]:
+        raise MountError(f"cannot refresh {directory}: {status['refresh_problem']}")
+    return status
+
+
+def _socket(directory: Path, runtime: Runtime) -> Path:
+    mounted = find_mount(directory)
+    if mounted is None or not is_ours(mounted):
+        raise MountError(f"no repository is mounted on {directory}")
+    return runtime.socket_of(mounted.directory)
+
+
+def _wait(path: Path, done: Callable[[dict[str, Any]], bool], problem: str | None) -> dict[str, Any]:
+    """The first status for which `done` holds. A worker that is being replaced may leave a question unanswered."""
+    deadline = time.monotonic() + _DEADLINE_S
+    while time.monotonic() < deadline:
+        try:
+            status = ask(path, "status")
+        except MountError:
+            status = None
+        if status is not None and done(status):
+            return status
+        if status is not None and problem and status[problem]:
+            raise MountError(f"cannot reload: {status[problem]}")
+        time.sleep(_POLL_S)
+    raise MountError(f"nothing has changed within {_DEADLINE_S:g} s; see the log of the mount")
