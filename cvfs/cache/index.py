@@ -25,8 +25,9 @@ from cvfs.model import BlobRef
 
 log = logging.getLogger(__name__)
 
-_GROWTH = 4
-_TRIM_EVERY = 64
+_GROWTH = 2
+_TRIM_AFTER = 4000
+"""Entries. Each may touch a memory page of the map, around which the kernel maps up to 15 more."""
 
 Numbers = Sequence[Sequence[int]]
 """The inode numbers of a leaf: one sequence for each group, parallel to its entries."""
@@ -46,7 +47,7 @@ class InodeIndex:
     def __init__(self, directory: CacheDirectory) -> None:
         self._lock = threading.Lock()
         self._contested: dict[Identity, int] = {}
-        self._adoptions = 0
+        self._touched = 0
         self._files: IndexFiles | None = None
         self._shared = False
         self._leaves = LeafList(None)
@@ -68,7 +69,7 @@ class InodeIndex:
             except (OSError, ValueError) as error:
                 self._leave_disk(error)
                 self._put_leaf((numbering.seed, page), identities)
-            self._trim_sometimes()
+            self._trim_sometimes(sum(map(len, identities)))
         return [self._numbers(group) for group in identities]
 
     def find(self, number: int) -> Place | None:
@@ -161,7 +162,8 @@ class InodeIndex:
         self._leaves.leave_disk()
         self._table = self._table.copy()
 
-    def _trim_sometimes(self) -> None:
-        self._adoptions += 1
-        if self._shared and self._adoptions % _TRIM_EVERY == 0:
+    def _trim_sometimes(self, touched: int) -> None:
+        self._touched += touched
+        if self._touched >= _TRIM_AFTER:
+            self._touched = 0
             self._table.trim()

@@ -80,7 +80,9 @@ def test_processes_may_open_a_new_cache_at_once(tmp_path: Path) -> None:
         "for i in range(40): Cache(Path(sys.argv[1]) / str(i)).close()"
     )
     line = [sys.executable, "-c", code, str(tmp_path)]
-    workers = [subprocess.Popen(line, env=environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    workers = [
+        subprocess.Popen(line, env=environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)
+    ]
     for worker in workers:
         assert worker.stdin
         worker.stdin.write(b"\n")

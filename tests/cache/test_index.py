@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cvfs.cache import index as index_module
 from cvfs.cache import index_files, inode_table
 from cvfs.cache.directory import CacheDirectory
-from cvfs.cache.index import InodeIndex, Numbers, Place
+from cvfs.cache.index import InodeIndex, Place
 from cvfs.cache.inode_table import Full, InodeTable, Slot
 from cvfs.format.blob import digest
 from cvfs.format.pages import Leaf, decode_page, encode_leaf
@@ -299,7 +299,9 @@ def test_read_only_disk_keeps_the_index_in_memory(tmp_path: Path) -> None:
 @given(st.data())
 def test_table_is_a_mapping(data: st.DataObject) -> None:
     table, model = inode_table.in_memory(64), {}
-    number = st.one_of(st.integers(2, 20), st.integers(2, (1 << 64) - 1), st.sampled_from([64, 128, 192, (1 << 64) - 1]))
+    number = st.one_of(
+        st.integers(2, 20), st.integers(2, (1 << 64) - 1), st.sampled_from([64, 128, 192, (1 << 64) - 1])
+    )
     for _ in range(data.draw(st.integers(0, 60))):
         slot = Slot(data.draw(number), *data.draw(st.tuples(st.integers(0, 5), st.integers(0, 9), st.integers(0, 2))))
         known = model.get(slot.number)
@@ -321,7 +323,9 @@ def test_table_is_a_mapping(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=6000))
-def test_whatever_a_file_says_it_is_a_table_or_a_value_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_whatever_a_file_says_it_is_a_table_or_a_value_error(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
     path = tmp_path_factory.mktemp("table") / "t"
     path.write_bytes(data)
     with path.open("r+b") as file, pytest.raises(ValueError):  # noqa: PT011
@@ -339,3 +343,13 @@ def test_table_full_of_foreign_slots_ends_a_search() -> None:
 
 def test_growth_constant_keeps_a_power_of_two() -> None:
     assert index_module._GROWTH.bit_count() == 1
+
+
+def test_trim_loses_nothing(directory: CacheDirectory) -> None:
+    private, slot = inode_table.in_memory(64), Slot(5, 1, 2, 3)
+    with (directory.path / "table").open("w+b") as file:
+        shared = inode_table.in_file(file.fileno(), 64)
+    for table in (private, shared, private.copy()):
+        table.put(*slot)
+        table.trim()
+        assert table.find(5) == slot

@@ -29,9 +29,7 @@ sys.stdin.readline()
 def holder(path: Path) -> Iterator["subprocess.Popen[str]"]:
     """A process that holds the lock of BLOB until it is told to end, or killed."""
     line = [sys.executable, "-c", _HOLDER, str(path), BLOB.hex()]
-    with subprocess.Popen(
-        line, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(line, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "True\n"
         try:

@@ -1,7 +1,7 @@
 """A client in a process of its own: reader.py [--wait] URL MANIFEST CACHE PATH...
 
-With --wait it says "ready" once it is open, and begins when a line comes. In the end it says, as one JSON object, what each
-path had (BLAKE3, or the name of an error) and its counters.
+With --wait it says "ready" once it is open, and begins when a line comes. In the end it says, as one JSON object,
+what each path had (BLAKE3, or the name of an error) and its counters.
 """
 
 import json

@@ -2,6 +2,8 @@
 
 import errno
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from cvfs.errors import PathError, StaleInodeError
 from cvfs.fetcher import Budget
 from cvfs.filesystem import END, Item
+from cvfs.format.manifest import HEAD
 from cvfs.inodes import ROOT_INODE
 from tests.core.world import Client, World, make_world
-from tests.publisher.stores import NAME
+from tests.publisher.stores import NAME, environment
 from tests.small_store import SmallStore
 from tests.trees import Directory, Facts, File, Link, Node, Special, Symlink, make_tree, snapshot, trees
 
@@ -251,3 +254,30 @@ def test_random_trees_equal_what_was_published(tree: dict[bytes, Node | Link]) -
                 path: fact._replace(names=(), size=0 if stat.S_ISDIR(fact.mode) else fact.size)
                 for path, fact in wanted.items()
             }
+
+
+_WALK = """
+import sys, trio
+from pathlib import Path
+from tests.core.world import manifest_at, opened
+from tests.core.reader import _rss_kib
+
+async def main(url, manifest, cache):
+    async with opened(url, manifest_at(Path(manifest)), Path(cache)) as client:
+        before, count = _rss_kib(), 0
+        for directory in (await client.items(b""))[2:]:
+            count += len(await client.items(directory.name)) - 2
+        print(count, _rss_kib() - before)
+
+trio.run(main, *sys.argv[1:])
+"""
+
+
+def test_memory_is_bounded_while_a_large_tree_is_walked(world: World) -> None:
+    tree: dict[bytes, str] = {b"d%03d/name-%06d" % (i // 1000, i): "target" for i in range(300_000)}
+    SmallStore(world.store.path, NAME).publish(tree)
+    line = [sys.executable, "-c", _WALK, world.server.url, str(world.store.path / HEAD), str(world.cache)]
+    output = subprocess.run(line, env=environment(), capture_output=True, check=True, timeout=100).stdout
+    count, grown_kib = map(int, output.split())
+    assert count == 300_000
+    assert grown_kib < 64 << 10  # a peak; all of it at once would be 150 MB and more

@@ -1,4 +1,4 @@
-"""A published tree, a server that may misbehave, a cache directory, and clients of them: in this process and in others."""
+"""A published tree, a server that may misbehave, a cache directory, and clients: in this process and in others."""
 
 import contextlib
 import json
@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,7 +51,7 @@ class Client:
     async def items(self, path: bytes) -> list[Item]:
         """The whole listing, as readdir(3) gets it."""
         inode, found, cookie = (await self.lookup(path)).inode, [], 0
-        while items := await self.fs.bring(lambda: self.fs.listing_nowait(inode, cookie)):
+        while items := await self.fs.bring(partial(self.fs.listing_nowait, inode, cookie)):
             found += items
             cookie = items[-1].cookie
         return found
