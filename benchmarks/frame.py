@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +41,17 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a median should be: at most `limit`, or at least it."""
+    """What a median should be: at most `limit`, or at least it; or what its ratio to the peer's should be."""
 
     limit: float
     is_upper: bool = True
+    is_ratio: bool = False
 
     def is_met(self, value: float) -> bool:
         return value <= self.limit if self.is_upper else value >= self.limit
 
     def __str__(self) -> str:
-        return f"{'<=' if self.is_upper else '>='} {show(self.limit)}"
+        return f"{'<=' if self.is_upper else '>='} {'x ' if self.is_ratio else ''}{show(self.limit)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,6 @@ class Row:
     def spread(self) -> str:
         low, high = min(self.samples), max(self.samples)
         return "" if len(self.samples) < 2 else f"{show(low)}-{show(high)}"
-
-    def verdict(self) -> str:
-        return "" if self.target is None else "met" if self.target.is_met(self.median) else "missed"
 
 
 @dataclass(slots=True)
@@ -101,23 +98,30 @@ class Report:
             self.add(what, who, unit, values, target if who.startswith("cvfs") else None)
 
     def ratio(self, row: Row) -> float | None:
-        peers = [
-            other.median
-            for other in self.rows
-            if (other.what, other.unit, other.who) == (row.what, row.unit, self.peer)
-        ]
+        """To the median of the peer's row of the same task; None if there is none."""
+        key = (row.what, row.unit, self.peer)
+        peers = [other.median for other in self.rows if (other.what, other.unit, other.who) == key]
         return row.median / peers[0] if peers and peers[0] and row.who != self.peer else None
 
+    def verdict(self, row: Row) -> str:
+        """met, missed, or nothing where there is no target, or no peer to compare with."""
+        value = self.ratio(row) if row.target is not None and row.target.is_ratio else row.median
+        if row.target is None or value is None:
+            return ""
+        return "met" if row.target.is_met(value) else "missed"
+
+    def by_task(self) -> dict[str, list[Row]]:
+        """The rows of each task, tasks in the order in which they came first."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.what, []).append(row)
+        return found
+
     def as_json(self) -> dict[str, Any]:
-        rows = [
-            {
-                **asdict(row),
-                "median": row.median,
-                "verdict": row.verdict(),
-                f"ratio_to_{self.peer or 'peer'}": self.ratio(row),
-            }
-            for row in self.rows
-        ]
+        rows = []
+        for row in self.rows:
+            figures = {"median": row.median, "ratio": self.ratio(row), "verdict": self.verdict(row)}
+            rows.append({**asdict(row), **figures})
         return {
             "question": self.question,
             "peer": self.peer,
@@ -129,7 +133,7 @@ class Report:
     def print(self, console: Console) -> None:
         """A table for each task; the subjects' columns stand below each other."""
         console.print(f"[bold]== {self.question}[/bold]")
-        for what, rows in groupby(self.rows, key=lambda row: row.what):
+        for what, rows in self.by_task().items():
             table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
             table.add_column(width=30, overflow="fold")
             for width in (15, 17, 8, 19, 7):
@@ -144,14 +148,14 @@ class Report:
         console.print()
 
     def _cells(self, row: Row) -> list[str]:
-        ratio, verdict = self.ratio(row), row.verdict()
+        ratio, verdict = self.ratio(row), self.verdict(row)
         style = {"met": "green", "missed": "red"}.get(verdict, "white")
         return [
             row.who,
             f"{show(row.median)} {row.unit}",
             row.spread,
             "" if ratio is None else f"x {ratio:.2f}",
-            "" if row.target is None else f"{row.target} {row.unit}",
+            "" if row.target is None else f"{row.target}{'' if row.target.is_ratio else ' ' + row.unit}",
             f"[{style}]{verdict}[/{style}]",
         ]
 

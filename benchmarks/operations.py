@@ -55,8 +55,14 @@ OPERATIONS: dict[str, tuple[str, Operation]] = {
     "readlink": ("links", _readlink),
 }
 STATES = {"new": "first time in a new mount", "dropped": "names and inodes dropped", "hot": "hot"}
+HOT = Target(2.5, is_ratio=True)
 TARGETS = {
-    ("channel", "open + read + close, 4 KiB", "hot"): Target(10),
+    ("channel", "stat", "hot"): HOT,
+    ("channel", "stat of a name that is not there", "hot"): HOT,
+    ("channel", "open + read + close, 4 KiB", "hot"): HOT,
+    ("channel", "opendir + readdir, 20 names", "hot"): HOT,
+    ("channel", "readlink", "hot"): HOT,
+    ("channel", "stat", "new"): Target(40),
     ("channel", "stat", "dropped"): Target(40),
 }
 
@@ -74,7 +80,8 @@ def measure(context: Context) -> Report:
         values = [round_[key] for round_ in samples if key in round_]
         target = TARGETS.get((who.removeprefix("cvfs "), operation, state))
         report.add(f"{operation}, {STATES[state]}", who, "us", values, target)
-    report.rows.sort(key=lambda row: [row.what.startswith(name + ",") for name in OPERATIONS], reverse=True)
+    order = [f"{operation}, {what}" for operation in OPERATIONS for what in STATES.values()]
+    report.rows.sort(key=lambda row: order.index(row.what))
     report.notes.append(
         "'dropped' is drop_caches=2: for ext4 the inode is then read from the block cache, not from the disk."
     )

@@ -58,10 +58,15 @@ def test_targets_and_ratios_are_of_medians() -> None:
     report.add("task", "ours", "s", [1.0, 9.0, 2.0], Target(2.0))
     report.add("task", "peer", "s", [4.0])
     report.add("rate", "ours", "MB/s", 10.0, Target(11.0, is_upper=False))
-    ours, peer, rate = report.rows
-    assert (ours.median, ours.verdict(), report.ratio(ours)) == (2.0, "met", 0.5)
-    assert (peer.verdict(), report.ratio(peer)) == ("", None)
-    assert (rate.verdict(), report.ratio(rate)) == ("missed", None)
+    report.add("task", "another of ours", "s", 1.0, Target(0.2, is_ratio=True))
+    report.add("rate", "another of ours", "MB/s", 1.0, Target(2.0, is_ratio=True))
+    ours, peer, rate, another, alone = report.rows
+    assert (ours.median, report.verdict(ours), report.ratio(ours)) == (2.0, "met", 0.5)
+    assert (report.verdict(peer), report.ratio(peer)) == ("", None)
+    assert (report.verdict(rate), report.ratio(rate)) == ("missed", None)
+    assert (report.verdict(another), report.ratio(another)) == ("missed", 0.25)
+    assert (report.verdict(alone), report.ratio(alone)) == ("", None)
+    assert report.by_task() == {"task": [ours, peer, another], "rate": [rate, alone]}
 
 
 def test_shares_hold_every_file_once(tmp_path: Path) -> None:
