@@ -75,6 +75,13 @@ class Command:
         mark = f"CVFS_RUNTIME_DIR={self.runtime}".encode()
         return [pid for pid in _pids() if mark in _environment(pid).split(b"\0") and pid != os.getpid()]
 
+    def kill_all(self, supervisor: int) -> None:
+        """Kill all processes, `supervisor` in a way that it can do nothing about the others."""
+        os.kill(supervisor, signal.SIGSTOP)
+        for pid in [*(pid for pid in self.processes() if pid != supervisor), supervisor]:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.processes())
+
     def mounts(self) -> list[Path]:
         mounts = parse_mounts(Path("/proc/self/mountinfo").read_bytes())
         return [mount.directory for mount in mounts if mount.directory.is_relative_to(self.top)]

@@ -61,7 +61,7 @@ def test_mount_can_be_used_at_once_and_ends_whole(cvfs: Command, server: FaultyS
     cvfs.ok("mount", server.url, mnt)
     assert (mnt / "a/hello.txt").read_bytes() == b"hello\n"
     assert os.readlink(mnt / "link") == "a/hello.txt"
-    assert len(cvfs.processes()) == 1
+    assert len(cvfs.processes()) == 3  # supervisor, template, worker
     cvfs.ok("umount", mnt)
     assert not cvfs.leftovers()
     assert "mounted revision 2 of small.example.org" in cvfs.log()
@@ -255,8 +255,7 @@ def test_daemon_unmounts_when_it_is_told_to_end(
 
 def test_mount_whose_daemon_was_killed_is_taken_over(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
     cvfs.ok("mount", server.url, mnt)
-    os.kill(cvfs.status(mnt)["pid"], signal.SIGKILL)
-    wait_until(lambda: not cvfs.processes())
+    cvfs.kill_all(cvfs.status(mnt)["pid"])
     assert cvfs.status(mnt)["state"] == "dead"
     outcome = cvfs("mount", server.url, mnt)
     assert outcome.returncode == 0
@@ -265,14 +264,23 @@ def test_mount_whose_daemon_was_killed_is_taken_over(cvfs: Command, server: Faul
     cvfs.ok("umount", mnt)
 
 
+def test_mount_goes_with_its_supervisor(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    """Whoever uses it goes on until he is done."""
+    cvfs.ok("mount", server.url, mnt)
+    with open(mnt / "big", "rb") as file:
+        os.kill(cvfs.status(mnt)["pid"], signal.SIGKILL)
+        wait_until(lambda: not cvfs.mounts())
+        assert file.read() == bytes(100_000)
+        assert os.listdir(mnt) == []
+    wait_until(lambda: not cvfs.leftovers())
+
+
 def test_dead_mount_is_unmounted(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
     cvfs.ok("mount", server.url, mnt)
-    os.kill(cvfs.status(mnt)["pid"], signal.SIGKILL)
-    wait_until(lambda: not cvfs.processes())
+    cvfs.kill_all(cvfs.status(mnt)["pid"])
     cvfs.ok("umount", mnt)
     assert not cvfs.mounts()
-    # The dead one's socket goes when the next mount comes.
-    assert len(list(cvfs.runtime.iterdir())) == 1
+    assert not list(cvfs.runtime.iterdir())
     other = mnt.with_name("other")
     other.mkdir()
     cvfs.ok("mount", server.url, other)

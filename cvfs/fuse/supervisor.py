@@ -86,15 +86,18 @@ class Worker:
 
 
 class Supervisor:
-    """`command` starts a template (the number of its socket is appended); `started(warnings)` is called when the mount
-    can be used, `failed(error)` if it will never be. `unmount` is what takes the mount away where no worker can."""
+    """`command` starts a template (the number of its socket is appended).
+
+    `started(message)` is called when the mount can be used, with what the first worker says of it; `failed(error)` if
+    it will never be. `unmount` is what takes the mount away where no worker can.
+    """
 
     def __init__(
         self,
         command: Sequence[str],
         workers: int,
         *,
-        started: Callable[[list[str]], None],
+        started: Callable[[Message], None],
         failed: Callable[[str], None],
         unmount: Sequence[str],
         ping_s: float = 5.0,
@@ -170,6 +173,7 @@ class Supervisor:
 
     def _take_signals(self, numbers: bytes) -> None:
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            log.info("%s: unmounting", signal.Signals(max({*numbers} & {signal.SIGTERM, signal.SIGINT})).name)
             self._end_soon()
         if signal.SIGCHLD in numbers:
             self._reap()
@@ -259,7 +263,7 @@ class Supervisor:
     def _first_start(self, worker: Worker, message: Message) -> None:
         if not self._is_started:
             self._is_started = True
-            self._started(message["warnings"])
+            self._started(message)
 
     def _failure(self, worker: Worker, message: Message) -> None:
         log.error("a worker cannot start: %s", message["error"])

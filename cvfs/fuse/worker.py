@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import trio
 
@@ -26,6 +26,8 @@ from cvfs.fuse.mountinfo import find_mount
 from cvfs.fuse.options import MountOptions
 from cvfs.fuse.protocol.negotiation import Session
 from cvfs.fuse.supervisor import FUSE
+
+_LAST_BREATH_S: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +131,11 @@ class Orders:
         self.state |= state
         self.say("remember", state=state)
 
+    def unlink(self) -> None:
+        """Remove what is to go with the mount, where the supervisor cannot do it any more."""
+        for path in self.state.get("unlink", []):
+            Path(path).unlink(missing_ok=True)
+
     async def receive(self) -> Message | None:
         """The next order; None if the supervisor does not want to hear of this worker any more, or is gone."""
         while True:
@@ -136,9 +143,11 @@ class Orders:
             with contextlib.suppress(BlockingIOError):
                 return link.receive(self._connection)
 
-    def is_orphaned(self) -> bool:
-        """Whether the supervisor has ended."""
-        return bool(select.select([self._process], [], [], 0)[0])
+    async def is_orphaned(self) -> bool:
+        """Whether the supervisor has ended; its connection ends a moment before the process does."""
+        with trio.move_on_after(_LAST_BREATH_S) as scope:
+            await trio.lowlevel.wait_readable(self._process)
+        return not scope.cancelled_caught
 
 
 class Worker:
@@ -231,10 +240,11 @@ class Worker:
                 self._orders.problem = order["problem"]
             elif kind in self._orders.handlers:
                 self._orders.handlers[kind](order)
-        if not self._orders.is_orphaned():
+        if not await self._orders.is_orphaned():
             nursery.cancel_scope.cancel()
             return
         log.error("the supervisor is gone: unmounting %s", self._directory)
+        self._orders.unlink()
         await self._unmount()
 
     async def _unmount(self) -> None:

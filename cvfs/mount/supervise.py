@@ -11,6 +11,7 @@ import os
 import sys
 from typing import Any, Final
 
+from cvfs.fuse.link import Message
 from cvfs.fuse.supervisor import Supervisor
 from cvfs.mount.logs import setup_logging
 from cvfs.mount.notify import notify
@@ -34,9 +35,9 @@ def main() -> None:
             os.write(ready, json.dumps(message).encode() + b"\n")
             os.close(ready)
 
-    def started(warnings: list[str]) -> None:
-        say({"warnings": warnings})
-        notify("READY=1", f"STATUS=serving {request['url']} on {request['directory']}")
+    def started(message: Message) -> None:
+        say({"warnings": message["warnings"]})
+        notify("READY=1", f"STATUS=serving {message['what']}")
 
     supervisor = Supervisor(
         [*python(), "-m", "cvfs.mount.template", text],

@@ -98,9 +98,9 @@ class _Assembly:
 
         def started() -> None:
             until_started.close()
-            mount.announce()
+            what = mount.announce()
             orders.remember(started_s=mount.started_s)
-            orders.say("started", warnings=[event.message for event in self._recent.events])
+            orders.say("started", what=what, warnings=[event.message for event in self._recent.events])
 
         async with trio.open_nursery() as nursery:
             if orders.slot == 0:
