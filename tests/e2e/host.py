@@ -133,7 +133,8 @@ class Host:
         started = time.monotonic()
         outcome = self.cvfs("mount", url, directory, "--engine", self.engine, *options, check=False)
         assert time.monotonic() - started < within_s
-        assert (mounts_below(self.top), processes_of(self.top)) == before
+        after = mounts_below(self.top), processes_of(self.top)
+        assert after == before, f"left behind: {after}"
         return error_line(outcome)
 
     def umount(self, directory: Path, *options: str) -> None:

@@ -142,14 +142,14 @@ def test_spoilt_pages(host: Host, tampered: Tampered, needs: dict[str, str]) -> 
 
 def test_a_spoilt_root_is_not_mounted(auto_host: Host, tampered: Tampered, needs: dict[str, str]) -> None:
     directory = auto_host.new_directory()
-    for tampering in TAMPERINGS:
+    for tampering in ("flipped", "truncated", "grown"):
         with tampered.spoilt(needs[""], tampering, needs["file0"]):
             assert tampered.server.url in auto_host.refused(tampered.server.url, directory)
     auto_host.mount(tampered.server.url, on=directory)
     assert os.listdir(directory)
 
 
-HEADS = [b"", b"{}", b"[]", b"null", b"\xff\xfe", b'{"format": 99}', b"{" * 10_000, b"x" * 100_000]
+HEADS = [b"", b"{}", b"\xff\xfe", b"x" * 100_000]
 
 
 def test_a_spoilt_head_is_not_mounted(auto_host: Host, store: Store, tree: Path, server: Server) -> None:

