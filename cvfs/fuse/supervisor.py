@@ -109,6 +109,7 @@ class Supervisor:
         self._held: dict[str, int] = {}
         self._state: Message = {}
         self._template: Template | None = None
+        self._former: Template | None = None
         self._templates: list[Template] = []
         self._workers: list[Worker] = []
         self._is_started = self._ending = False
@@ -256,6 +257,8 @@ class Supervisor:
         for other in self._workers:
             if other.slot == worker.slot and other is not worker and other.phase == "serving":
                 self._finish(other)
+        if all(other.template is worker.template for other in self._workers if other.phase == "serving"):
+            self._former = None
         self._broken = False
         self._watch()
         link.send(worker.socket, {"type": "go", "generation": self._generation, "restarts": self._restarts})
@@ -293,10 +296,7 @@ class Supervisor:
             return
         log.info("reloading")
         self._generation += 1
-        if self._template is not None:
-            self._template.socket.close()
-            self._template.gone = True
-        self._template = None
+        self._former, self._template = self._template, None
         for slot in range(self._count):
             self._start(slot)
 
@@ -341,6 +341,7 @@ class Supervisor:
         if status is None and worker.pid:
             self._kill(worker)  # one whose template is gone may still live
         worker.socket.close()
+        self._retire_templates()
         if self._status is not None or self._ending:
             return
         if not self._is_started:
@@ -356,11 +357,20 @@ class Supervisor:
         if self._is_down():
             self._down_since = time.monotonic()
 
+    def _retire_templates(self) -> None:
+        """After a reload: the one whose workers have all ended is not needed any more."""
+        used = {worker.template for worker in self._workers} | {self._template, self._former}
+        for template in self._templates:
+            if template not in used and not template.gone:
+                template.gone = True
+                template.socket.close()
+
     def _judge(self, worker: Worker, status: int | None) -> None:
         """Decide when the next is started. Who was killed from outside is replaced at once, as often as it takes."""
         now = time.monotonic()
         lived_s = now - worker.since if worker.phase == "serving" else 0.0
-        killed = status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+        # Nobody knows how those ended whose template is gone; without a pid they never began, for the template failed.
+        killed = bool(worker.pid) if status is None else _is_killed(status)
         if worker.doomed or (not killed and lived_s < SHORT_LIFE_S):
             self._failures += 1
             first_s, longest_s = BACKOFF_S
@@ -374,6 +384,7 @@ class Supervisor:
         """A worker that was to take over from another did not come up: that one goes on."""
         for other in self._workers:
             if other.slot == worker.slot and other.phase == "serving":
+                self._template, self._former = self._former or self._template, None
                 problem = f"the new worker did not start ({describe(status)}); see the log"
                 link.send(other.socket, {"type": "note", "problem": problem})
 
@@ -400,7 +411,7 @@ class Supervisor:
                 self._status = 1
         for worker in [*self._workers]:
             if worker.template is template and (worker.closed or worker.phase == "starting"):
-                self._lose(worker, None if worker.pid else 1 << 8)
+                self._lose(worker, None)
 
     # Time
 
@@ -490,6 +501,10 @@ _HANDLERS: Final[dict[str, Callable[[Supervisor, Worker, Message], None]]] = {
     "unmounted": Supervisor._unmounted,
     "reload": Supervisor._reload,
 }
+
+
+def _is_killed(status: int) -> bool:
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 def describe(status: int | None) -> str:

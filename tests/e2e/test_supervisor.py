@@ -1,0 +1,256 @@
+"""Workers that die, hang or are replaced under a mount that is in use: nobody notices."""
+
+import contextlib
+import mmap
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.host import ROOT, Host, Server, Store, kill, run, wait_until
+from tests.servers import FaultyServer, hang
+
+SMALL = {f"d{number % 7}/f{number}": random.Random(number).randbytes(number * 37 % 9000) for number in range(300)}
+LARGE = random.Random(0).randbytes(9 << 20)
+
+
+@pytest.fixture(scope="module")
+def engine() -> str:
+    """Only the channel has a supervisor."""
+    return "channel"
+
+
+@pytest.fixture
+def filled(store: Store, tree: Path) -> Store:
+    for name, data in SMALL.items():
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_bytes(data)
+    (tree / "large").write_bytes(LARGE)
+    (tree / "run").write_text("#!/bin/sh\necho ran\n")
+    (tree / "run").chmod(0o755)
+    store.publish(tree)
+    return store
+
+
+def workers(supervisor: int) -> list[int]:
+    """The processes that the templates of a supervisor have forked."""
+    return [worker for template in _children(supervisor) for worker in _children(template)]
+
+
+def supervisor_of(host: Host, mount: Path) -> int:
+    pid: int = host.status(mount)["pid"]
+    return pid
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+class Users:
+    """Threads that use a mount until told to stop; `problems` is what they met with."""
+
+    def __init__(self, mount: Path) -> None:
+        self.mount = mount
+        self.problems: list[str] = []
+        self.rounds = 0
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._repeat, args=(work,)) for work in self._works()]
+
+    def __enter__(self) -> "Users":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in self._threads)
+
+    def _works(self) -> list[Callable[[], None]]:
+        return [self._read, self._read, self._map, self._walk, self._execute, self._forget]
+
+    def _repeat(self, work: Callable[[], None]) -> None:
+        while not self._stop.is_set():
+            try:
+                work()
+            except (OSError, AssertionError) as error:
+                self.problems.append(f"{work.__name__}: {error!r}")
+            self.rounds += 1
+
+    def _read(self) -> None:
+        name = random.choice(list(SMALL))
+        assert (self.mount / name).read_bytes() == SMALL[name]
+
+    def _map(self) -> None:
+        with open(self.mount / "large", "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            at = random.randrange(len(LARGE) - 5000)
+            assert mapped[at : at + 5000] == LARGE[at : at + 5000]
+
+    def _walk(self) -> None:
+        found = sum(len(files) for _, _, files in os.walk(self.mount, onerror=self._fail))
+        assert found == len(SMALL) + 2
+
+    def _fail(self, error: OSError) -> None:
+        raise error
+
+    def _execute(self) -> None:
+        assert run(self.mount / "run").stdout == b"ran\n"
+
+    def _forget(self) -> None:
+        """Have the kernel ask again."""
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        self._stop.wait(0.2)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_storm_of_kills(host: Host, filled: Store, count: int) -> None:
+    mount = host.mount(filled.path, "--workers", str(count))
+    seconds = float(os.environ.get("CVFS_STORM_S", "4"))
+    supervisor = supervisor_of(host, mount)
+    with Users(mount) as users:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(ProcessLookupError, IndexError):
+                os.kill(random.choice(workers(supervisor)), signal.SIGKILL)
+            time.sleep(0.1)
+    assert users.problems == []
+    assert users.rounds > 10
+    assert host.status(mount)["restarts"] > 5
+    host.umount(mount)
+
+
+def test_kill_in_the_middle_of_a_fetch(host: Host, filled: Store) -> None:
+    with FaultyServer(filled.path) as server:
+        mount = host.mount(server.url)
+        os.listdir(mount)
+        server.misbehave(hang, times=1)
+        reader = subprocess.Popen(["cat", mount / "large"], stdout=subprocess.PIPE)
+        server.wait_until(lambda: server.open_connections > 0)
+        (pid,) = workers(supervisor_of(host, mount))
+        server.recover()
+        kill(pid)
+        assert reader.communicate(timeout=30)[0] == LARGE
+        host.umount(mount)
+
+
+def test_worker_that_hangs_is_replaced(host: Host, filled: Store) -> None:
+    host.environment |= {"CVFS_PING_S": "0.2", "CVFS_HANG_S": "1"}
+    mount = host.mount(filled.path)
+    wait_until(lambda: _is_idle(host.status(mount)["pid"]))
+    (pid,) = workers(supervisor_of(host, mount))
+    os.kill(pid, signal.SIGSTOP)
+    assert (mount / "d0/f0").read_bytes() == SMALL["d0/f0"]
+    assert pid not in workers(supervisor_of(host, mount))
+    assert "does not answer" in host.log()
+    host.umount(mount)
+
+
+def _is_idle(pid: int) -> bool:
+    """Whether a process has slept for half a second without any wake-up."""
+    before = _switches(pid)
+    time.sleep(0.5)
+    return _switches(pid) == before
+
+
+def _switches(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+
+
+def test_idle_mount_sleeps(host: Host, filled: Store) -> None:
+    host.environment |= {"CVFS_PING_S": "0.1"}
+    mount = host.mount(filled.path)
+    supervisor = host.status(mount)["pid"]
+    (worker,) = workers(supervisor_of(host, mount))
+    (template,) = _children(supervisor)
+    for pid in (supervisor, worker, template):
+        wait_until(lambda: _is_idle(pid), timeout_s=20)  # noqa: B023
+    assert Path(f"/proc/{supervisor}/status").read_text().count("Threads:\t1") == 1
+    host.umount(mount)
+
+
+def test_reload_under_users(host: Host, filled: Store) -> None:
+    mount = host.mount(filled.path)
+    with Users(mount) as users:
+        before = workers(supervisor_of(host, mount))
+        for generation in range(1, 4):
+            host.cvfs("reload", mount)
+            assert host.status(mount)["generation"] == generation
+    assert users.problems == []
+    wait_until(lambda: len(workers(supervisor_of(host, mount))) == 1)
+    assert set(before).isdisjoint(workers(supervisor_of(host, mount)))
+    host.umount(mount)
+
+
+@pytest.fixture
+def code(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the code, which the commands of the host use; it can be broken."""
+    monkeypatch.chdir("/")
+    copy = tmp_path / "code"
+    copy.mkdir()
+    run("cp", "-r", ROOT / "cvfs", copy)
+    host.environment["PYTHONPATH"] = str(copy)
+    return copy
+
+
+def test_reload_of_broken_code_changes_nothing(host: Host, filled: Store, code: Path) -> None:
+    mount = host.mount(filled.path)
+    before = workers(supervisor_of(host, mount))
+    supervised = code / "cvfs/mount/supervised.py"
+    whole = supervised.read_text()
+    supervised.write_text("raise RuntimeError('broken')\n")
+    outcome = host.cvfs("reload", mount, check=False)
+    assert outcome.returncode == 1
+    assert b"did not start" in outcome.stderr
+    assert (mount / "d0/f0").read_bytes() == SMALL["d0/f0"]
+    assert workers(supervisor_of(host, mount)) == before
+    supervised.write_text(whole)
+    host.cvfs("reload", mount)
+    assert set(before).isdisjoint(workers(supervisor_of(host, mount)))
+    host.umount(mount)
+
+
+def test_no_worker_can_start(host: Host, filled: Store, code: Path) -> None:
+    """Callers get EIO rather than nothing; the processor is not kept busy; it recovers when the cause goes."""
+    mount = host.mount(filled.path)
+    supervisor = host.status(mount)["pid"]
+    supervised = code / "cvfs/mount/supervised.py"
+    whole = supervised.read_text()
+    supervised.write_text("raise RuntimeError('broken')\n")
+    for pid in [*_children(supervisor), *workers(supervisor_of(host, mount))]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: "answers EIO" in host.log(), timeout_s=20)
+    with pytest.raises(OSError, match="Input/output error"):
+        (mount / "d1/f1").read_bytes()
+    assert host.log().count("RuntimeError: broken") < 10
+    supervised.write_text(whole)
+    wait_until(lambda: _reads(mount / "d1/f1"), timeout_s=40)
+    host.umount(mount)
+
+
+def _reads(path: Path) -> bool:
+    try:
+        return path.read_bytes() == SMALL["d1/f1"]
+    except OSError:
+        return False
+
+
+def test_several_workers_share_a_fetch(host: Host, filled: Store, tmp_path: Path) -> None:
+    with Server(filled.path, tmp_path) as server:
+        mount = host.mount(server.url, "--workers", "2")
+        wait_until(lambda: len(workers(supervisor_of(host, mount))) == 2)
+        readers = [subprocess.Popen(["cat", *(mount / n for n in SMALL)], stdout=subprocess.DEVNULL) for _ in range(4)]
+        assert [reader.wait(60) for reader in readers] == [0] * 4
+        asked = server.requests()
+        assert len(asked) == len(set(asked))
+        host.umount(mount)
