@@ -71,10 +71,10 @@ def tampered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tampered]:
     tampered.server.close()
 
 
-@pytest.fixture(scope="module")
-def needs(tampered: Tampered, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+@pytest.fixture(scope="session")
+def needs(tampered: Tampered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Which blob each file, and each directory's listing, is the first to need; and "" for the root of the tree."""
-    host = Host(tmp_path_factory.mktemp("probe"), engine)
+    host = Host(tmp_path_factory.mktemp("probe"), "auto")
     root = tampered.needed_by(lambda: host.mount(tampered.server.url, on=host.new_directory()))
     mount = host.top / "mnt1"
     found = {"": root[0]}
