@@ -83,6 +83,9 @@ class DigestFiles:
             raise as_cache_error(f"cannot write to the cache {self._directory.path}", error) from error
 
     def _write(self, path: bytes, data: bytes | memoryview) -> None:
+        """All files are made in one directory, then moved: ext4 puts a new inode near its directory, and 256 of those
+        are spread over the disk (measured for 9 KB: 55 us of system time; 158 us made and renamed in its own
+        directory, 355 us made there under its name)."""
         temporary = b"%s-%d" % (self._temporary, next(self._serial))
         try:
             write_new(temporary, data)
