@@ -1,5 +1,6 @@
 """Fixtures of the end-to-end tests: every engine there is, real servers, real mounts, nothing left behind."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,9 +39,8 @@ def auto_host(tmp_path: Path) -> Iterator[Host]:
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     """A tree with one of everything, published once for all tests."""
-    zoo = make_zoo(tmp_path_factory.mktemp("zoo"))
-    yield zoo
-    zoo.remove()
+    with tempfile.TemporaryDirectory(prefix="cvfs-test-", dir="/dev/shm") as tmpfs:
+        yield make_zoo(tmp_path_factory.mktemp("zoo"), Path(tmpfs))
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +58,8 @@ class Zoo:
     timed: Path
     store: Store
 
-    def remove(self) -> None:
-        shutil.rmtree(self.timed)
 
-
-def make_zoo(top: Path) -> Zoo:
+def make_zoo(top: Path, timed: Path) -> Zoo:
     main = top / "tree"
     main.mkdir()
     for make in _MAKERS:
@@ -72,7 +67,6 @@ def make_zoo(top: Path) -> Zoo:
         directory.mkdir()
         make(directory)
     os.chmod(main, 0o755)
-    timed = Path(tempfile.mkdtemp(prefix="cvfs-test-", dir="/dev/shm"))
     _make_times(timed)
     store = Store(top / "store")
     store.publish(main)
