@@ -43,9 +43,8 @@ class InodeTable:
     Raises ValueError if the bytes are none.
     """
 
-    def __init__(self, buffer: mmap.mmap, *, is_private: bool = False) -> None:
+    def __init__(self, buffer: mmap.mmap) -> None:
         self._map = buffer
-        self._is_private = is_private
         self.capacity = _capacity_of(buffer)
         self._mask = self.capacity - 1
 
@@ -131,15 +130,14 @@ class InodeTable:
         buffer = mmap.mmap(-1, len(self._map))
         buffer.write(memoryview(self._map))
         _U64.pack_into(buffer, _MOVED_AT, 0)
-        return InodeTable(buffer, is_private=True)
+        return InodeTable(buffer)
 
     def mark_moved(self) -> None:
         _U64.pack_into(self._map, _MOVED_AT, 1)
 
     def trim(self) -> None:
-        """Let go of the memory of a table in a file: the page cache still has it. One in memory is left as it is."""
-        if not self._is_private:
-            self._map.madvise(mmap.MADV_DONTNEED)
+        """Let go of the memory: the kernel still has the bytes, in its page cache (all maps here are shared ones)."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def _count_one(self) -> None:
         count = self.count + 1
@@ -155,7 +153,7 @@ def size_of(capacity: int) -> int:
 
 def in_memory(capacity: int) -> InodeTable:
     """A new table that no other process sees."""
-    return _format(mmap.mmap(-1, size_of(capacity)), capacity, is_private=True)
+    return _format(mmap.mmap(-1, size_of(capacity)), capacity)
 
 
 def in_file(fd: int, capacity: int) -> InodeTable:
@@ -172,9 +170,9 @@ def open_file(fd: int) -> InodeTable:
     return InodeTable(mmap.mmap(fd, 0))
 
 
-def _format(buffer: mmap.mmap, capacity: int, *, is_private: bool = False) -> InodeTable:
+def _format(buffer: mmap.mmap, capacity: int) -> InodeTable:
     _HEADER.pack_into(buffer, 0, _MAGIC, capacity, 0, 0, 0)
-    return InodeTable(buffer, is_private=is_private)
+    return InodeTable(buffer)
 
 
 def _capacity_of(buffer: mmap.mmap) -> int:

@@ -64,6 +64,14 @@ def test_what_a_wipe_left_is_a_cache_again_with_the_first_file(tmp_path: Path) -
     CacheDirectory(directory.path)
 
 
+def test_process_that_comes_second_to_a_new_cache_does_not_mind(tmp_path: Path) -> None:
+    """It found no marker; now there is one, and more."""
+    directory = CacheDirectory(tmp_path / "cache")
+    directory.make(os.fsencode(directory.path / "objects"))
+    directory._mark(directory.path / "CVFS-CACHE")
+    assert (directory.path / "CVFS-CACHE").read_text() == "1\n"
+
+
 @needs_root
 def test_read_only_disk_still_opens(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:

@@ -284,6 +284,20 @@ def test_full_disk_keeps_the_index_in_memory(tmp_path: Path, size: str, caplog: 
         other.close()
 
 
+def test_who_left_the_disk_does_not_write_to_what_others_share(directory: CacheDirectory) -> None:
+    """The others would take its leaves for their own of the same numbers."""
+    ours, theirs = InodeIndex(directory), InodeIndex(directory)
+    first = adopt(ours, 0)
+    ours._leave_disk(OSError("no space"))
+    numbers = adopt(ours, 1)
+    other = adopt(theirs, 2)
+    assert {theirs.find(number) for number in numbers} == {None}
+    check(ours, 0, first)
+    check(ours, 1, numbers)
+    check(theirs, 0, first)
+    check(theirs, 2, other)
+
+
 @needs_root
 def test_read_only_disk_keeps_the_index_in_memory(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:

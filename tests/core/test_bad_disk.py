@@ -14,7 +14,7 @@ import trio
 from cvfs import fetcher as fetcher_module
 from tests.cache.disks import fill, needs_root, remount, small_disk
 from tests.core.test_fetcher import ALL, LARGE
-from tests.core.world import Client, World, no_server
+from tests.core.world import Client, World, no_server, until
 from tests.publisher.stores import environment
 
 NAMES = [os.fsencode(name) for name in ALL]
@@ -24,12 +24,6 @@ VALUES = list(ALL.values())
 async def read_all(client: Client) -> None:
     for name, value in zip(NAMES, VALUES, strict=True):
         assert await client.read(name) == value
-
-
-async def until(condition: object) -> None:
-    with trio.fail_after(10):
-        while not condition():  # type: ignore[operator]
-            await trio.sleep(0.01)
 
 
 @needs_root
@@ -49,11 +43,13 @@ def test_full_disk_degrades_and_recovers(
         warnings = [record for record in caplog.records if "serving uncached" in record.message]
         assert len(warnings) == 1, "once a minute"
         assert warnings[0].levelno == logging.WARNING
+        fetched = client.fetcher.counters.fetched_blobs
         remount(disk, "size=64m")
-        await client.read(b"d0/f001")
-        client.fetcher._packs.clear()
-        await client.read(b"d0/f001")
-        await until(lambda: list((disk / "objects").glob("*/*")))
+        with trio.fail_after(20):  # the next read of what is only in memory stores it
+            while not list((disk / "objects").glob("*/*")):
+                await client.read(b"d0/f001")
+                await trio.sleep(0.01)
+        assert client.fetcher.counters.fetched_blobs == fetched
 
     with small_disk(world.top / "disk", size) as disk:
         world.run(work, cache=disk)
@@ -176,7 +172,7 @@ def test_index_that_another_process_holds_is_not_waited_for_forever(
     world.publish({**ALL, "new": b"new"})
 
     async def work(client: Client) -> None:
-        with subprocess.Popen(["flock", leaves, "sh", "-c", "echo held; read x"], **pipes, text=True) as holder:
+        with hold() as holder:
             assert holder.stdout
             assert holder.stdout.readline() == "held\n"
             assert await client.read(b"new") == b"new"
@@ -184,5 +180,8 @@ def test_index_that_another_process_holds_is_not_waited_for_forever(
             assert client.fs.getattr_nowait(inode).inode == inode
             holder.communicate("end\n")
 
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    def hold() -> "subprocess.Popen[str]":
+        line = ["flock", leaves, "sh", "-c", "echo held; read x"]
+        return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
     world.run(work)

@@ -13,7 +13,7 @@ import trio
 from cvfs.errors import IntegrityError, TransportError
 from cvfs.format.blob import digest
 from cvfs.model import BlobRef
-from tests.core.world import Client, World, no_server
+from tests.core.world import Client, World, no_server, until
 from tests.servers import Fault, flip, grow, hang, shorten, status, truncate
 
 MIB = 1 << 20
@@ -218,9 +218,8 @@ def test_damaged_file_of_the_cache_is_never_served(full: World, kind: str, damag
 def test_damage_under_a_client_is_noticed(full: World) -> None:
     async def work(client: Client) -> None:
         await client.read(b"d2/f020")
-        [path] = [Path(os.fsdecode(client.cache.objects.path(digest(ALL["d2/f020"]))))]
-        while not path.exists():
-            await trio.sleep(0.01)
+        path = Path(os.fsdecode(client.cache.objects.path(digest(ALL["d2/f020"]))))
+        await until(path.exists)
         client.fetcher._packs.clear()
         overwritten(path)
         assert await client.read(b"d2/f020") == ALL["d2/f020"]

@@ -84,6 +84,19 @@ def test_numbers_that_nobody_gave_out_are_stale(small: World) -> None:
     small.run(work)
 
 
+def test_an_index_that_lies_is_not_believed(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(client: Client) -> None:
+        tool, link = await client.lookup(b"bin/tool"), await client.lookup(b"link")
+        wrong = client.cache.index.find(link.inode)
+        assert wrong is not None
+        beyond = wrong._replace(position=60_000)
+        for place in (wrong, beyond, wrong._replace(repository=5)):
+            monkeypatch.setattr(client.cache.index, "find", lambda _, place=place: place)
+            refuses(errno.ESTALE, lambda: client.fs.getattr_nowait(tool.inode))
+
+    small.run(work)
+
+
 def test_attributes_links_and_xattrs(small: World) -> None:
     async def work(client: Client) -> None:
         fs = client.fs

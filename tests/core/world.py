@@ -149,6 +149,13 @@ def no_server(world: World) -> Any:
         world.server.__enter__()
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what another thread, process or task brings about."""
+    with trio.fail_after(20):
+        while not condition():  # noqa: ASYNC110 - nothing tells
+            await trio.sleep(0.01)
+
+
 def make_world(top: Path) -> World:
     store = Store(top / "store")
     return World(top, store, FaultyServer(store.path))
