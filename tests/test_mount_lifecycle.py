@@ -382,6 +382,18 @@ def test_status_says_what_there_is_to_know(cvfs: Command, server: FaultyServer, 
     cvfs.ok("umount", mnt)
 
 
+def test_status_lists_a_foreign_mount_and_does_not_judge_it(
+    cvfs: Command, server: FaultyServer, mnt: Path, tmp_path: Path
+) -> None:
+    cvfs.ok("mount", server.url, mnt)
+    other = {"CVFS_RUNTIME_DIR": str(tmp_path / "other-run")}
+    listed = json.loads(cvfs("status", "--json", extra=other).stdout)["mounts"]
+    assert [mount["state"] for mount in listed if mount["mountpoint"] == str(mnt)] == ["foreign"]
+    assert cvfs("status", extra=other).returncode == (0 if all(m["state"] in ("ok", "foreign") for m in listed) else 1)
+    assert cvfs("status", mnt, extra=other).returncode == 1
+    cvfs.ok("umount", mnt)
+
+
 def test_mount_without_a_server_is_offline_and_recovers(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
     cvfs.ok("mount", server.url, mnt)
     assert (mnt / "a/hello.txt").read_bytes() == b"hello\n"

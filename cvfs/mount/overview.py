@@ -12,6 +12,9 @@ from cvfs.mount.runtime import Runtime, ask
 
 Status = dict[str, Any]
 
+FOREIGN = "foreign"
+"""The state of a mount that is somebody else's: nothing can be said of its health, so it counts for nothing."""
+
 
 def list_mounts(runtime: Runtime) -> list[Status]:
     """The status of each cvfs mount, by mount point."""
@@ -31,11 +34,19 @@ def mount_at(directory: Path, runtime: Runtime) -> Status:
 
 def _status(runtime: Runtime, mounted: MountInfo) -> Status:
     """What the daemon says, with a "state": ok, offline, or why it says nothing."""
+    socket = runtime.socket_of(mounted.directory)
     try:
-        status = ask(runtime.socket_of(mounted.directory), "status")
+        status = ask(socket, "status")
     except MountError as error:
-        dead = is_dead(mounted.directory)
-        problem = "its process is gone: unmount it (cvfs umount)" if dead else f"of another user, or hanging: {error}"
-        state = "dead" if dead else "unknown"
+        state, problem = _why_silent(mounted.directory, socket, error)
         return {"mountpoint": str(mounted.directory), "url": mounted.source, "state": state, "problem": problem}
     return {**status, "state": "offline" if status.get("offline") else "ok"}
+
+
+def _why_silent(directory: Path, socket: Path, error: MountError) -> tuple[str, str]:
+    """(state, problem) of a mount whose daemon did not answer."""
+    if is_dead(directory):
+        return "dead", "its process is gone: unmount it (cvfs umount)"
+    if not socket.exists():
+        return FOREIGN, "another user's, or mounted with another runtime directory"
+    return "unknown", f"its process does not answer: {error}"
