@@ -10,8 +10,8 @@ FOREVER_S = 365 * 24 * 3600
 class MountOptions:
     """`source` is what df(1) shows as the device. Without `allow_other` only the user who mounts may look.
 
-    `exact_invalidation`: when the revision changes, name every name to the kernel that is not what it was, though it
-    could forget them all at once.
+    `invalidation` is how the kernel is told of a new revision: "exact", name by name; "epoch", all names at once where
+    it can do that; "auto", whichever is cheaper.
     `request_deadline_s` bounds every request of the kernel, on top of the deadlines of the fetches behind it.
     """
 
@@ -19,5 +19,5 @@ class MountOptions:
     allow_other: bool = False
     suid: bool = False
     dev: bool = False
-    exact_invalidation: bool = False
+    invalidation: str = "auto"
     request_deadline_s: float = 90.0

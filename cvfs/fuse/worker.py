@@ -3,12 +3,13 @@
 import contextlib
 import gc
 import logging
+import math
 import os
 import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -27,6 +28,10 @@ from cvfs.fuse.options import MountOptions
 from cvfs.fuse.protocol.negotiation import Session
 from cvfs.fuse.supervisor import FUSE
 
+MANY_NAMES: Final = 50_000
+"""Changed names beyond which the kernel is to forget all: to name so many takes a tenth of a second and more."""
+
+_EXACT_S: Final = 2.0
 _LAST_BREATH_S: Final = 1.0
 
 log = logging.getLogger(__name__)
@@ -157,19 +162,31 @@ class Worker:
         self._filesystem, self._directory, self._options = filesystem, directory, options
         self._orders = orders
         self._channel: Channel | None = None
-        self._telling = trio.CapacityLimiter(1)
 
     @property
     def statistics(self) -> Statistics:
         return self._channel.statistics if self._channel else Statistics()
 
     async def invalidate(self, changes: Changes) -> None:
-        """Tell the kernel what a switch of the revision has changed."""
-        epoch = self._orders.state["inc_epoch"] and not self._options.exact_invalidation
+        """Tell the kernel what a switch of the revision has changed.
+
+        Name by name, because INC_EPOCH has a price: the kernel drops every file that is looked up after it and not in
+        use, with its cached pages (seen on Linux 6.18). It is for very many names, and where the kernel waits for a
+        lookup in one of the directories that hangs.
+        """
+        wish = self._options.invalidation
+        has_epoch = self._orders.state["inc_epoch"] and wish != "exact"
+        if not has_epoch or (wish == "auto" and len(changes.names) <= MANY_NAMES):
+            with trio.move_on_after(_EXACT_S if has_epoch else math.inf) as scope:
+                await self._tell(notices_of(changes, epoch=False))
+            if not scope.cancelled_caught:
+                return
+        await self._tell(notices_of(changes, epoch=True))
+
+    async def _tell(self, messages: Iterator[bytes]) -> None:
+        """In a thread: the kernel may wait for requests that are under way, and those are answered in the loop."""
         descriptor = self._orders.descriptors[f"{FUSE}{self._orders.slot}"]
-        await trio.to_thread.run_sync(
-            write_notices, descriptor, notices_of(changes, epoch=epoch), abandon_on_cancel=True, limiter=self._telling
-        )
+        await trio.to_thread.run_sync(write_notices, descriptor, messages, abandon_on_cancel=True)
 
     async def serve(self, started: Callable[[], None]) -> None:
         """Mount, unless that was done; serve until the mount is gone or another worker takes over.

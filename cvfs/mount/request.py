@@ -24,7 +24,8 @@ _SETTERS: dict[str, dict[str, Any]] = {
     "nodev": {"dev": False},
     "allow_other": {"allow_other": True},
     "nonempty": {"nonempty": True},
-    "exact_invalidation": {"exact_invalidation": True},
+    "invalidate=exact": {"invalidation": "exact"},
+    "invalidate=epoch": {"invalidation": "epoch"},
 }
 _IGNORED = {"ro", "exec", "default_permissions", "noatime", "nodiratime", "relatime"} | {
     # These are for mount(8) and systemd.
@@ -42,7 +43,7 @@ class MountRequest:
     revision: int | None = None
     engine: str = "auto"
     workers: int = 1
-    exact_invalidation: bool = False
+    invalidation: str = "auto"
     allow_other: bool | None = None
     suid: bool = False
     dev: bool = False

@@ -86,7 +86,7 @@ class ServedMount:
             allow_other=allow_other,
             suid=request.suid,
             dev=request.dev,
-            exact_invalidation=request.exact_invalidation,
+            invalidation=request.invalidation,
         )
 
     def announce(self) -> str:

@@ -104,7 +104,9 @@ class _Assembly:
 
         async with trio.open_nursery() as nursery:
             if orders.slot == 0:
-                answers = {"status": mount.status, "reload": self._reload, "refresh": refresher.request}
+                answers: Answers = {"status": mount.status, "reload": self._reload}
+                if request.revision is None:
+                    answers = {**answers, "refresh": refresher.request}
                 nursery.start_soon(self._answer, answers)
                 nursery.start_soon(mount.ask_again_while_offline)
                 nursery.start_soon(self._refresh, refresher)

@@ -16,7 +16,7 @@ from cvfs.fuse.kernel import open_device
 from cvfs.fuse.options import MountOptions
 from cvfs.model import Manifest
 from cvfs.mount.client import Client, open_repository, single
-from cvfs.mount.control import serve_control
+from cvfs.mount.control import Answers, serve_control
 from cvfs.mount.logs import Recent
 from cvfs.mount.notify import notify
 from cvfs.mount.point import prepare_mount_point
@@ -95,7 +95,9 @@ async def _serve_mount(
             notify("READY=1", f"STATUS=serving {what}")
 
         async with trio.open_nursery() as nursery:
-            answers = {"status": mount.status, "refresh": refresher.request}
+            answers: Answers = {"status": mount.status}
+            if request.revision is None:
+                answers = {**answers, "refresh": refresher.request}
             nursery.start_soon(serve_control, trio.SocketListener(listener), answers)
             if request.revision is None:
                 nursery.start_soon(refresher.run)

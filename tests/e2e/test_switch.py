@@ -1,0 +1,147 @@
+"""Revision switches under a running mount."""
+
+import mmap
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.host import PYTHON, Host, Store, kill, run, wait_until
+
+OPTIONS = [("-o", "invalidate=epoch"), ("-o", "invalidate=exact"), ()]
+
+
+@pytest.fixture
+def filled(store: Store, tree: Path) -> Store:
+    (tree / "a/b").mkdir(parents=True)
+    (tree / "same").write_bytes(b"same" * 1000)
+    (tree / "a/changes").write_bytes(b"old content")
+    (tree / "a/goes").write_bytes(b"goes")
+    (tree / "a/kind").write_bytes(b"a file")
+    (tree / "a/run").write_text("#!/bin/sh\nread line\necho old\n")
+    (tree / "a/run").chmod(0o755)
+    store.publish(tree)
+    return store
+
+
+def change(store: Store, tree: Path) -> None:
+    (tree / "a/changes").write_bytes(b"new content, and longer")
+    (tree / "a/goes").unlink()
+    (tree / "a/kind").unlink()
+    (tree / "a/kind").mkdir()
+    (tree / "a/new").write_bytes(b"new")
+    (tree / "top").write_bytes(b"top")
+    (tree / "a/b").chmod(0o700)
+    (tree / "a/run").write_text("#!/bin/sh\nread line\necho new\n")
+    store.publish(tree)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_everything_new_is_seen_and_what_is_open_stays(
+    host: Host, filled: Store, tree: Path, options: tuple[str, ...]
+) -> None:
+    mount = host.mount(filled.path, *options)
+    for name in ("top", "a/new", "a/b/none"):
+        assert not (mount / name).exists()
+    run("find", mount, "-ls")
+    inside = os.open(mount / "a", os.O_RDONLY)
+    same = os.stat(mount / "same").st_ino
+    runs = subprocess.Popen([mount / "a/run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with open(mount / "a/changes", "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        (mount / "same").read_bytes()
+        change(filled, tree)
+        host.cvfs("refresh", mount)
+        assert sorted(os.listdir(mount)) == ["a", "same", "top"]
+        assert sorted(os.listdir(inside)) == sorted(os.listdir(mount / "a")) == ["b", "changes", "kind", "new", "run"]
+        assert (mount / "a/changes").read_bytes() == b"new content, and longer"
+        assert (mount / "a/new").read_bytes() == b"new"
+        assert (mount / "top").read_bytes() == b"top"
+        assert not (mount / "a/goes").exists()
+        assert (mount / "a/kind").is_dir()
+        assert (mount / "a/b").stat().st_mode & 0o777 == 0o700
+        assert os.stat(mount / "same").st_ino == same
+        assert file.read() == mapped[:] == b"old content"
+        assert runs.communicate(b"\n", timeout=10)[0] == b"old\n"
+        assert run(mount / "a/run", input=b"\n").stdout == b"new\n"
+    os.close(inside)
+    assert host.status(mount)["revision"] == 2
+    host.umount(mount)
+
+
+def test_unchanged_files_keep_their_pages(host: Host, filled: Store, tree: Path) -> None:
+    if host.engine == "pyfuse3":
+        pytest.skip("it does not count requests")
+    mount = host.mount(filled.path)
+    (mount / "same").read_bytes()
+    before = host.status(mount)["requests"]["READ"]
+    change(filled, tree)
+    host.cvfs("refresh", mount)
+    assert (mount / "same").read_bytes() == b"same" * 1000
+    assert host.status(mount)["requests"]["READ"] == before
+    host.umount(mount)
+
+
+def test_pinned_mount_stays(host: Host, filled: Store, tree: Path) -> None:
+    mount = host.mount(filled.path, "--revision", "1")
+    change(filled, tree)
+    assert host.cvfs("refresh", mount, check=False).returncode == 1
+    assert (mount / "a/goes").exists()
+    host.umount(mount)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_many_switches_under_load_leak_nothing(host: Host, filled: Store, tree: Path, workers: int) -> None:
+    if host.engine == "pyfuse3" and workers > 1:
+        pytest.skip("it has one process")
+    count = int(os.environ.get("CVFS_SWITCHES", "8"))
+    mount = host.mount(filled.path, *(() if host.engine == "pyfuse3" else ("--workers", str(workers))))
+    stop, problems = threading.Event(), []
+
+    def read() -> None:
+        while not stop.is_set():
+            if (mount / "same").read_bytes() != b"same" * 1000:
+                problems.append("same")
+            number = (mount / "a/changes").read_bytes()
+            if number != b"old content" and int(number[:4]) != len(number):
+                problems.append(f"mixed: {number[:10]!r}")
+            os.listdir(mount / "a")
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    pid = host.status(mount)["worker_pid"]
+    descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+    try:
+        for number in range(count):
+            (tree / "a/changes").write_bytes(b"%04d" % (500 * number + 10) + bytes(500 * number + 6))
+            (tree / f"a/n{number}").write_bytes(b"")
+            filled.publish(tree)
+            host.cvfs("refresh", mount)
+            assert (mount / f"a/n{number}").exists()
+    finally:
+        stop.set()
+        thread.join(30)
+    assert not problems
+    assert abs(len(os.listdir(f"/proc/{pid}/fd")) - descriptors) < 8
+    host.umount(mount)
+
+
+def test_switch_that_a_dead_worker_had_begun_is_finished(host: Host, filled: Store, tree: Path) -> None:
+    if host.engine == "pyfuse3":
+        pytest.skip("it has no supervisor")
+    mount = host.mount(filled.path)
+    assert not (mount / "a/new").exists()
+    os.listdir(mount / "a")
+    change(filled, tree)
+    asking = host.status(mount)["worker_pid"]
+    command = subprocess.Popen([*PYTHON, "-m", "cvfs", "refresh", mount], env=host.environment)
+    wait_until(lambda: host.status(mount)["revision"] == 2)
+    kill(asking)
+    command.terminate()  # its count of refreshes began anew
+    command.wait(10)
+    wait_until(lambda: host.status(mount)["revision"] == 2)
+    wait_until(lambda: not host.status(mount)["switching"])
+    assert (mount / "a/new").read_bytes() == b"new"
+    assert "goes" not in os.listdir(mount / "a")
+    host.umount(mount)
