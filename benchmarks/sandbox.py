@@ -47,6 +47,8 @@ class Sandbox:
         self._env = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
+            "CVFS_KEYS": str(directory / "keys"),
+            "CVFS_ROOT": str(directory / "keys/root.json"),
             "CVFS_CACHE": str(directory / "cache"),
             "CVFS_STATE_DIR": str(directory / "state"),
             "CVFS_LOG_DIR": str(directory / "log"),
@@ -77,7 +79,7 @@ class Sandbox:
 
     def forget_store(self) -> None:
         """As before `init`."""
-        for directory in (self.store, self.directory / "publisher"):
+        for directory in (self.store, self.directory / "publisher", self.directory / "keys"):
             shutil.rmtree(directory, ignore_errors=True)
 
     def forget_cache(self) -> None:

@@ -6,15 +6,18 @@ can be looked up and listed, not read. Honest for mounting, walking and memory, 
 
 import random
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.sandbox import NAME
 from cvfs.format.blob import blob_path, seal
-from cvfs.format.manifest import HEAD, encode_manifest
 from cvfs.format.pages import key_of
 from cvfs.format.tree import build
 from cvfs.model import NO_CONTENT, BlobRef, Content, Digest, Entry, Location, Manifest, Record
+from publisher.create import Security, sign_first
+from publisher.keys import Keys
+from publisher.store import create_store
 
 FILES_A_DIRECTORY = 25
 _OBJECTS_A_PACK = 120
@@ -34,7 +37,8 @@ def make_store(store: Path, files: int) -> None:
 
     root = build(_records(files), put)
     manifest = Manifest(NAME, 1, 1_700_000_000, root.page, root.level, root.summary, None)
-    (store / HEAD).write_bytes(encode_manifest(manifest))
+    keys = Keys(store.with_name("keys"))
+    sign_first(create_store(str(store)), manifest, keys, Security(), int(time.time()))
 
 
 def _records(files: int) -> Iterator[Record]:

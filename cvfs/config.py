@@ -44,17 +44,40 @@ def default_runtime() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
+class Trust:
+    """What the user says of a repository's root of trust: at most one of `root`, `sha256` and `first_use`."""
+
+    root: Path | None = None
+    sha256: str | None = None
+    first_use: bool = False
+    name: str | None = None
+
+
+def default_roots() -> tuple[Path, ...]:
+    """$CVFS_ROOTS, else /etc/cvfs/keys: directories of NAME.root.json, by which repositories are trusted."""
+    named = os.environ.get("CVFS_ROOTS")
+    return tuple(Path(part).absolute() for part in named.split(":") if part) if named else (Path("/etc/cvfs/keys"),)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What holds for one process. `deadline_s` bounds each fetch; `start_deadline_s` what a command may need until it
-    knows that the repository can be used, `known_deadline_s` that where an earlier revision could be used instead."""
+    knows that the repository can be used, `known_deadline_s` that where an earlier revision could be used instead.
+
+    `trust` says where the trust in the repository begins; `strict_freshness`: nothing is read while what is trusted
+    has expired. `refresh_s` is how often a mirror is asked for news."""
 
     cache: Path = field(default_factory=default_cache)
     state: Path = field(default_factory=default_state)
     logs: Path = field(default_factory=default_logs)
     runtime: Path = field(default_factory=default_runtime)
+    roots: tuple[Path, ...] = field(default_factory=default_roots)
     deadline_s: float = 30.0
     start_deadline_s: float = 8.0
     known_deadline_s: float = 3.0
+    refresh_s: float = 60.0
+    strict_freshness: bool = False
+    trust: Trust = Trust()
 
 
 def parse_location(text: str) -> str:

@@ -47,6 +47,10 @@ class TrustError(CvfsError):
     """Metadata that is not signed as the repository's root of trust demands."""
 
 
+class ExpiredError(TrustError):
+    """Metadata that was signed as demanded, but for a time that has passed."""
+
+
 class TransportError(CvfsError):
     """A server did not deliver. `url` is what was asked for; `retryable` says if asking again may help."""
 

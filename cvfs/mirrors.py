@@ -14,18 +14,20 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 import trio
 
 from cvfs.errors import (
     ConfigError,
+    ExpiredError,
     IntegrityError,
     StatusError,
     TooLargeError,
     TooSlowError,
     TransportError,
     TruncatedError,
+    TrustError,
     UnreachableError,
 )
 from cvfs.format import blob
@@ -34,7 +36,8 @@ from cvfs.transport import Response, Transport, check_base_url
 
 _log = logging.getLogger(__name__)
 
-FetchError = TransportError | IntegrityError
+FetchError = TransportError | IntegrityError | TrustError
+T = TypeVar("T")
 
 BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
@@ -86,7 +89,7 @@ class Health:
         """A request failed with `error`."""
         if not _blames_mirror(error):
             self.record_success()
-            if isinstance(error, IntegrityError):
+            if _is_suspicious(error):
                 self.distrusted_until = now + DISTRUST_S
             return
         self.last_error = error
@@ -168,7 +171,7 @@ class Plan:
 
 def _blames_mirror(error: FetchError) -> TypeGuard[TransportError]:
     match error:
-        case IntegrityError() | TooLargeError() | TruncatedError():
+        case IntegrityError() | TrustError() | TooLargeError() | TruncatedError():
             return False
         case TooSlowError():
             return error.received_bytes == 0  # a slow server is not a dead server
@@ -176,6 +179,28 @@ def _blames_mirror(error: FetchError) -> TypeGuard[TransportError]:
             return error.retryable
         case _:
             return True
+
+
+def _is_suspicious(error: FetchError) -> bool:
+    """Whether the mirror gave something false; what has expired may be all that the publisher has made."""
+    return isinstance(error, IntegrityError | TrustError) and not isinstance(error, ExpiredError)
+
+
+class Source:
+    """One mirror, for one course of questions to it that together end `deadline_s` after it was made."""
+
+    def __init__(self, transport: Transport, base_url: str, step: Try) -> None:
+        self._transport, self.url, self._fresh = transport, base_url, step.fresh
+        self._deadline = time.monotonic() + step.deadline_s
+
+    async def get(self, name: str, *, max_bytes: int, etag: str | None = None) -> Response:
+        """The mutable file `name`, unless it is still what `etag` names. Nothing of it is verified.
+
+        Raises TransportError, IntegrityError. Always a checkpoint; cancelled: nothing is left behind.
+        """
+        left_s = max(0.0, self._deadline - time.monotonic())
+        url = f"{self.url}/{name}"
+        return await self._transport.get(url, max_bytes=max_bytes, etag=etag, deadline_s=left_s, fresh=self._fresh)
 
 
 class Mirrors:
@@ -213,40 +238,53 @@ class Mirrors:
         )
         return (await self._fetch(blob.blob_path(ref.id), get, deadline_s)).data
 
-    async def fetch_head(self, name: str, *, max_bytes: int, etag: str | None = None, deadline_s: float) -> Response:
-        """The mutable file `name` ("manifest.json"), unless it is still what `etag` names. Nothing of it is verified.
+    async def consult(self, work: Callable[[Source], Awaitable[T]], deadline_s: float) -> T:
+        """What `work` makes of one mirror, or of another if it raises TransportError, IntegrityError or TrustError.
 
-        Raises TransportError or IntegrityError. Always a checkpoint; cancelled: nothing is left behind.
+        For what is more than one file, or can be judged only by the caller. Raises the error of the last try; anything
+        else that `work` raises ends it at once. Cancelled: nothing is left behind.
         """
-        return await self._fetch(name, partial(self._transport.get, max_bytes=max_bytes, etag=etag), deadline_s)
+
+        def ask(step: Try) -> Awaitable[T]:
+            return work(Source(self._transport, self._base_urls[step.mirror], step))
+
+        return await self._attempt(ask, deadline_s)
 
     async def _fetch(self, name: str, get: Callable[..., Awaitable[Response]], deadline_s: float) -> Response:
+        def ask(step: Try) -> Awaitable[Response]:
+            return get(f"{self._base_urls[step.mirror]}/{name}", deadline_s=step.deadline_s, fresh=step.fresh)
+
+        return await self._attempt(ask, deadline_s)
+
+    async def _attempt(self, ask: Callable[[Try], Awaitable[T]], deadline_s: float) -> T:
         plan = Plan(self._healths, self._clock() + deadline_s)
         while step := plan.decide(self._clock()):
             if isinstance(step, Wait):
                 await trio.sleep(step.delay_s)
                 continue
             try:
-                return await self._try(step, name, get)
-            except (TransportError, IntegrityError) as error:
+                return await self._try(step, ask)
+            except (TransportError, IntegrityError, TrustError) as error:
                 _log.log(logging.WARNING if isinstance(error, IntegrityError) else logging.DEBUG, "%s", error)
                 plan.record_failure(step.mirror, error, self._clock(), self._dice())
         await trio.lowlevel.checkpoint()
-        raise plan.error or self._refuse(name)
+        raise plan.error or self._refuse()
 
-    async def _try(self, step: Try, name: str, get: Callable[..., Awaitable[Response]]) -> Response:
+    async def _try(self, step: Try, ask: Callable[[Try], Awaitable[T]]) -> T:
         health = self._healths[step.mirror]
         health.begin(self._clock())
         try:
-            response = await get(f"{self._base_urls[step.mirror]}/{name}", deadline_s=step.deadline_s, fresh=step.fresh)
-        except trio.Cancelled:
+            answer = await ask(step)
+        except (TransportError, IntegrityError, TrustError):
+            raise
+        except BaseException:
             health.abandon()
             raise
         health.record_success()
-        return response
+        return answer
 
-    def _refuse(self, name: str) -> UnreachableError:
+    def _refuse(self) -> UnreachableError:
         """The error for a fetch that asked nobody: all breakers are open, or its deadline had passed before."""
         last = next((health.last_error for health in self._healths if health.last_error), None)
         reason = f"not asked: no mirror answers ({last.reason})" if last else "not asked: no time was left"
-        return UnreachableError(f"{self._base_urls[0]}/{name}", reason)
+        return UnreachableError(self._base_urls[0], reason)

@@ -115,16 +115,18 @@ def check() -> None:
 def publish(places: Places, environment: Environment) -> None:
     heading("Publish it")
     places.store.parent.mkdir(parents=True)
-    do("cvfs-publisher", "init", short(places.store), "--name", NAME)
+    keys = ("--keys", short(places.run / "keys"))
+    do("cvfs-publisher", "init", short(places.store), "--name", NAME, *keys)
     state = ("--state", short(places.run / "publisher"))
-    report = json.loads(do("cvfs-publisher", "publish", short(places.store), short(environment.top), *state, "--json"))
+    arguments = (short(places.store), short(environment.top), *state, *keys, "--json")
+    report = json.loads(do("cvfs-publisher", "publish", *arguments))
     tree, stored, saved = report["tree"], report["stored"], report["saved"]
     what = f"{show_count(tree['files'], 'file')}, {show_size(tree['bytes'])}"
     say(f"{what} in {report['seconds']:.1f} s ({tree['files'] / report['seconds']:,.0f} files a second)")
     savings = f"{show_size(saved['dedup_bytes'])} by deduplication"
     say(f"stored as {show_count(stored['packs'], 'pack')} and {show_count(stored['pages'], 'page')} of metadata,")
     say(f"{show_size(stored['bytes'])}: saved {savings}, {show_size(saved['compression_bytes'])} by compression")
-    again = json.loads(do("cvfs-publisher", "publish", short(places.store), short(environment.top), *state, "--json"))
+    again = json.loads(do("cvfs-publisher", "publish", *arguments))
     say(f"unchanged, so nothing was read and no revision made: {again['seconds']:.2f} s")
 
 
@@ -155,7 +157,8 @@ def mount(places: Places, url: str) -> None:
 
 def storage(places: Places) -> list[str]:
     """Options, so that the demo leaves nothing in the directories of the system."""
-    options = {"--cache": places.run / "cache", "--state-dir": places.run / "state", "--log-file": places.run / "log"}
+    kept = {"--cache": "cache", "--state-dir": "state", "--log-file": "log", "--root": "keys/root.json"}
+    options = {name: places.run / path for name, path in kept.items()}
     return [word for name, path in options.items() for word in (name, short(path))]
 
 

@@ -8,7 +8,8 @@ import msgspec
 from cvfs.errors import CvfsError
 from cvfs.format.pages import LocationPage
 from cvfs.model import BlobRef, Record
-from publisher.history import Pages, read_blob, read_head
+from publisher.head import read_head
+from publisher.history import Pages, read_blob
 from publisher.store import Store
 
 _BATCH = 64

@@ -1,7 +1,6 @@
 """The command line of the publisher."""
 
 import os
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
@@ -12,11 +11,18 @@ import msgspec
 from cvfs import __version__, terminal
 from cvfs.model import Manifest
 from cvfs.terminal import show_count, show_size
-from publisher.create import create
 from publisher.graft import parse_path
-from publisher.history import read_head, revisions
-from publisher.progress import summary, watching
-from publisher.publish import Options, publish
+from publisher.key_cli import (
+    ask_passphrase,
+    find_keys,
+    key_group,
+    keys_option,
+    mount_command,
+    new_passphrase,
+    now_s,
+    resign_command,
+    root_key_option,
+)
 from publisher.settings import check_apart, exclusion, state_directory
 from publisher.store import open_store
 
@@ -31,22 +37,59 @@ def cli() -> None:
     """Publish directory trees as repositories that cvfs mounts."""
 
 
+cli.add_command(key_group)
+cli.add_command(resign_command)
+
+
 @cli.command("init")
 @click.argument("store")
 @click.option("--name", required=True, help="Name of the repository, like a host name: software.example.org")
+@keys_option
+@root_key_option
+@click.option(
+    "--root-threshold", default=1, type=click.IntRange(min=1), show_default=True, help="Root keys that must sign."
+)
+@click.option("--timestamp-days", default=7, type=click.IntRange(1, 3650), show_default=True, help="See `resign`.")
+@click.option("--passphrase", "is_protected", is_flag=True, help="Protect all new keys but the timestamp's by one.")
 @_json
-def init_command(store: str, name: str, as_json: bool) -> None:
-    """Make STORE, a new or empty directory, the store of an empty repository.
+def init_command(
+    store: str,
+    name: str,
+    keys_dir: Path | None,
+    root_paths: tuple[Path, ...],
+    root_threshold: int,
+    timestamp_days: int,
+    is_protected: bool,
+    as_json: bool,
+) -> None:
+    """Make STORE, a new or empty directory, the store of an empty repository, and the keys that sign it.
+
+    The keys are put outside of the store, in files that only you can read. Those that are there already are used.
+    Keep the root key where no network leads; it is needed only to change keys.
 
     \b
-    Example:
+    Examples:
       cvfs-publisher init /srv/software --name software.example.org
+      cvfs-publisher init /srv/software --name software.example.org --root-key /media/safe/root.pem --passphrase
     """
-    create(store, name, _now_s())
+    from cvfs.trust.values import root_id
+    from publisher.create import Security, create
+    from publisher.keys import ROOT_FILE, Keys, default_keys
+
+    keys = Keys(keys_dir or default_keys(name), root_paths, ask_passphrase)
+    check_apart(store, {"key directory": keys.directory} | {f"root key {path.name}": path for path in root_paths})
+    security = Security(root_threshold, timestamp_days, passphrase=new_passphrase(is_protected))
+    create(store, name, now_s(), keys, security)
+    root = keys.known_root() or b""
+    root_file, sha256 = str(keys.directory / ROOT_FILE), root_id(root)
     if as_json:
-        terminal.print_json({"repository": name, "revision": 0, "store": store})
-    else:
-        click.echo(f"Made {store}: repository {name}, revision 0, empty")
+        fields = {"keys": str(keys.directory), "root": root_file, "root_sha256": sha256}
+        terminal.print_json({"repository": name, "revision": 0, "store": store, **fields})
+        return
+    click.echo(f"Made {store}: repository {name}, revision 0, empty")
+    click.echo(f"Keys:  {keys.directory} (take {', '.join(map(str, keys.candidates('root')))} offline)")
+    click.echo(f"Root:  {root_file}, SHA-256 {sha256}")
+    click.echo(f"Mount: {mount_command(root)}")
 
 
 @cli.command("publish")
@@ -59,7 +102,8 @@ def init_command(store: str, name: str, as_json: bool) -> None:
 @click.option("--workers", type=click.IntRange(1, 256), help="Threads.  [default: one for each processor]")
 @click.option("--state", type=click.Path(path_type=Path), metavar="DIR", help="Where to remember what was published.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="If another publisher is at work.")
-@click.option("--dry-run", is_flag=True, help="Change nothing, only tell what would be done.")
+@click.option("--dry-run", is_flag=True, help="Change nothing, only tell what would be done. Needs no keys.")
+@keys_option
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 @_json
 def publish_command(
@@ -73,6 +117,7 @@ def publish_command(
     state: Path | None,
     wait: bool,
     dry_run: bool,
+    keys_dir: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -86,12 +131,19 @@ def publish_command(
       cvfs-publisher publish /srv/software /opt/software
       cvfs-publisher publish /srv/software build/ --at tools/gcc/14.2 --exclude '*.o'
     """
+    from publisher.head import read_head
+    from publisher.progress import summary, watching
+    from publisher.publish import Options, publish
+
     opened = open_store(store)
     options = Options(parse_path(at), level, message, dry_run, exclusion(exclude), workers or os.cpu_count() or 1)
     kept = state or state_directory(store, read_head(opened).manifest.repository)
     check_apart(tree, {"store": opened.path, "state directory": kept})
+    keys = None if dry_run else find_keys(opened, keys_dir)
+    if keys is not None:
+        check_apart(tree, {"key directory": keys.directory})
     with opened.lock(_say_waiting if wait else None), watching(not quiet and not as_json) as watch:
-        report = publish(opened, tree, kept, options, _now_s(), watch)
+        report = publish(opened, tree, kept, options, now_s(), watch, keys)
     if as_json:
         terminal.print_json(report.as_json())
     elif not quiet:
@@ -130,6 +182,9 @@ def log_command(store: str, as_json: bool) -> None:
     Example:
       cvfs-publisher log /srv/software
     """
+    from publisher.head import read_head
+    from publisher.history import revisions
+
     opened = open_store(store)
     head = read_head(opened).manifest
     found = revisions(opened, head)
@@ -175,12 +230,6 @@ def _revision_json(manifest: Manifest) -> dict[str, object]:
         "bytes": manifest.summary.size_bytes,
         "message": manifest.message,
     }
-
-
-def _now_s() -> int:
-    """The time of publishing; SOURCE_DATE_EPOCH sets it, for stores that are equal to the last byte."""
-    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
-    return int(fixed) if fixed.isdecimal() else int(time.time())
 
 
 def main() -> NoReturn:

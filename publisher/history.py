@@ -1,11 +1,9 @@
-"""Reading what a store already holds: its head, the revisions before it, their pages."""
+"""Reading what a store already holds: the revisions before its head, their pages."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
-from cvfs.errors import FormatError
 from cvfs.format.blob import blob_path, unseal
-from cvfs.format.manifest import HEAD, decode_manifest
+from cvfs.format.manifest import decode_manifest
 from cvfs.format.pages import Inner, Page, decode_page
 from cvfs.format.tree import Tree
 from cvfs.model import BlobRef, Manifest
@@ -13,22 +11,6 @@ from publisher.store import Store
 
 _CACHED_PAGES = 64
 """Enough for every inner page of a tree of a few million entries, and the leaves of one walk."""
-
-
-class Head(NamedTuple):
-    """The newest revision: what its manifest says, and the bytes that say it."""
-
-    manifest: Manifest
-    data: bytes
-
-
-def read_head(store: Store) -> Head:
-    """Raises StoreError, FormatError."""
-    data = store.read_head()
-    try:
-        return Head(decode_manifest(data), data)
-    except FormatError as error:
-        raise FormatError(f"{store.location}/{HEAD}: {error}") from error
 
 
 def read_manifest(store: Store, ref: BlobRef) -> Manifest:

@@ -9,13 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from cvfs.format.blob import DEFAULT_LEVEL, seal
-from cvfs.format.manifest import encode_manifest
+from cvfs.format.blob import DEFAULT_LEVEL
 from cvfs.format.tree import Root, Tree, build, diff, edit
 from cvfs.model import NO_CONTENT, BlobRef, Entry, Manifest, Record, split
 from publisher.graft import upserts
-from publisher.history import Head, Pages, read_head
+from publisher.head import Head, advance, keys_of, online_signers, read_head, read_own_head
+from publisher.history import Pages
 from publisher.index import BROKEN, Index, open_index, reset_index
+from publisher.keys import Keys
 from publisher.learn import learn
 from publisher.listing import Excluded, SourceTree
 from publisher.packing import Packing
@@ -53,24 +54,39 @@ class Watch(NamedTuple):
 SILENT = Watch(lambda _source, _counts: None, lambda: None)
 
 
-def publish(store: Store, tree: str, state: Path, options: Options, published_s: int, watch: Watch = SILENT) -> Report:
+def publish(
+    store: Store,
+    tree: str,
+    state: Path,
+    options: Options,
+    published_s: int,
+    watch: Watch = SILENT,
+    keys: Keys | None = None,
+) -> Report:
     """Make the newest revision's subtree at `options.at` equal to the directory `tree`. The caller holds the lock.
 
     `state` keeps what makes the next publish quick. Nothing is visible to readers before all is stored; if nothing has
-    changed, there is no new revision. Raises PublishError, StoreError.
+    changed, there is no new revision. Without `keys`, those in the usual place sign it; a dry run needs none. Raises
+    PublishError, StoreError, TrustError (the store is not ours), ConfigError (keys).
     """
     try:
-        return _publish(store, tree, state, options, published_s, watch)
+        return _publish(store, tree, state, options, published_s, watch, keys)
     except BROKEN:
         reset_index(state)
-        return _publish(store, tree, state, options, published_s, watch)
+        return _publish(store, tree, state, options, published_s, watch, keys)
 
 
-def _publish(store: Store, tree: str, state: Path, options: Options, published_s: int, watch: Watch) -> Report:
+def _publish(
+    store: Store, tree: str, state: Path, options: Options, published_s: int, watch: Watch, keys: Keys | None
+) -> Report:
     started_s = time.monotonic()
     if options.is_dry_run:
         store = DryRunStore(store)
-    head = read_head(store)
+        head, signers = read_head(store), {}
+    else:
+        keys = keys_of(store, keys)
+        head = read_own_head(store, keys)
+        signers = online_signers(keys, head.chain.bundle.root)  # now: a key that is missing must not cost an hour
     source = SourceTree(tree, options.excluded)
     try:
         with open_index(state, store.has_blob, keep=not options.is_dry_run) as index:
@@ -79,7 +95,7 @@ def _publish(store: Store, tree: str, state: Path, options: Options, published_s
             changes = publication.changes(root)
             is_published = changes.is_any and not options.is_dry_run
             if is_published:
-                _advance(store, head, _next_manifest(store, head, root, published_s, options.message))
+                advance(store, head, _next_manifest(head, root, published_s, options.message), signers, published_s)
                 index.set_covered(root.page, root.level)
     finally:
         source.close()
@@ -95,10 +111,8 @@ def _publish(store: Store, tree: str, state: Path, options: Options, published_s
     )
 
 
-def _next_manifest(store: Store, head: Head, root: Root, published_s: int, message: str) -> Manifest:
-    """The manifest of the revision after `head`, whose own manifest becomes one of the store's blobs."""
-    parent, stored = seal(head.data)
-    store.put_blob(parent, stored)
+def _next_manifest(head: Head, root: Root, published_s: int, message: str) -> Manifest:
+    """The manifest of the revision after `head`."""
     return Manifest(
         repository=head.manifest.repository,
         revision=head.manifest.revision + 1,
@@ -106,15 +120,9 @@ def _next_manifest(store: Store, head: Head, root: Root, published_s: int, messa
         root=root.page,
         level=root.level,
         summary=root.summary,
-        parent=parent,
+        parent=head.blob,
         message=message,
     )
-
-
-def _advance(store: Store, head: Head, manifest: Manifest) -> None:
-    """The last step: everything the manifest speaks of is safely stored; make it the head."""
-    store.sync()
-    store.swap_head(head.data, encode_manifest(manifest))
 
 
 class _Publication:

@@ -34,10 +34,15 @@ class Command:
         return subprocess.run(
             self.line(*arguments),
             check=False,
-            env={**self.environment, **extra},
+            env={**self.environment, **self._root(), **extra},
             capture_output=True,
             timeout=DEADLINE_S,
         )
+
+    def _root(self) -> Mapping[str, str]:
+        """The root of the store beside which this host is, if there is one."""
+        root = self.top / "root.json"
+        return {"CVFS_ROOT": str(root)} if root.exists() else {}
 
     def line(self, *arguments: str | bytes | Path) -> list[str | bytes | Path]:
         return [sys.executable, "-bb", "-m", "cvfs", *arguments]
@@ -59,7 +64,7 @@ class Command:
 
     def start(self, *arguments: str | bytes | Path, **options: Any) -> subprocess.Popen[bytes]:
         """Run it beside the test."""
-        return subprocess.Popen(self.line(*arguments), env=self.environment, **options)
+        return subprocess.Popen(self.line(*arguments), env={**self.environment, **self._root()}, **options)
 
     def status(self, directory: Path) -> dict[str, Any]:
         """What `cvfs status --json` says of the mount on `directory`."""

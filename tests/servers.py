@@ -12,6 +12,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -54,11 +55,11 @@ def behave(exchange: Exchange) -> None:
     """What a good server does."""
     if exchange.body is None:
         exchange.answer("404 Not Found", b"no such file\n")
-    elif exchange.headers.get("if-none-match") == f'"{len(exchange.body)}"':
+    elif exchange.headers.get("if-none-match") == f'"{zlib.crc32(exchange.body):x}"':
         exchange.send(b"HTTP/1.1 304 Not Modified\r\n\r\n")
         exchange.keep = True
     else:
-        exchange.answer(body=exchange.body, extra=f'ETag: "{len(exchange.body)}"\r\n')
+        exchange.answer(body=exchange.body, extra=f'ETag: "{zlib.crc32(exchange.body):x}"\r\n')
 
 
 def status(line: str, extra: str = "", body: bytes = b"") -> Fault:

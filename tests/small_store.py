@@ -1,28 +1,41 @@
 """A store made of a few literal files, without the publisher: for tests of what reads."""
 
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from securesystemslib.signer import CryptoSigner
+
 from cvfs.format.blob import blob_path, digest, seal
-from cvfs.format.manifest import HEAD, decode_manifest, encode_manifest
+from cvfs.format.manifest import decode_manifest, encode_manifest
 from cvfs.format.pages import key_of
 from cvfs.format.tree import build
 from cvfs.model import NO_CONTENT, BlobRef, Content, Entry, Location, Manifest, Record, split
+from cvfs.trust.names import TIMESTAMP, metadata_path
+from publisher import sign
+from publisher.keys import ROLES
 
 Tree = Mapping[bytes, bytes | str | None]
 """Path: content of a file, target of a symbolic link, or None for a directory."""
+
+MANIFEST = "manifest.json"
+"""A copy of the newest manifest, for tests that need no trust. No client reads it."""
 
 MTIME_NS = 1_700_000_000_123_456_789
 
 
 class SmallStore:
-    """A store in `path`; each `publish` makes a revision."""
+    """A store in `path`; each `publish` makes a revision. Its root is `root`, beside the store."""
 
     def __init__(self, path: Path, name: str = "small.example.org") -> None:
         self.path, self.name = path, name
         self.revision = 0
         self.parent: BlobRef | None = None
+        self._keys = {role: [CryptoSigner.generate_ed25519()] for role in ROLES}
+        self.root = path.with_name("root.json")
+        root = sign.make_root(name, self._keys, 1, sign.Validity(), int(time.time()))
+        self.root.write_bytes(sign.sign_root(root, None, self._keys["root"]))
 
     def publish(self, tree: Tree) -> Manifest:
         """A revision that consists of `tree`, and of the directories above what it names."""
@@ -33,8 +46,24 @@ class SmallStore:
         manifest = Manifest(self.name, self.revision, 1_700_000_000, root.page, root.level, summary, self.parent)
         data = encode_manifest(manifest)
         self.parent = self.put(data)
-        (self.path / HEAD).write_bytes(data)
+        (self.path / MANIFEST).write_bytes(data)
+        self.sign(self.parent, data)
         return decode_manifest(data)
+
+    def sign(self, ref: BlobRef, plain: bytes) -> None:
+        """Make `plain`, stored as `ref`, the newest manifest, whatever it says."""
+        now_s, version, keys = int(time.time()), self.revision, self._keys
+        targets = sign.make_targets(version, ref, plain, now_s, keys["targets"])
+        snapshot = sign.make_snapshot(version, version, targets, now_s, keys["snapshot"])
+        timestamp = sign.make_timestamp(version, version, snapshot, 7, now_s, keys["timestamp"])
+        (self.path / "metadata").mkdir(exist_ok=True)
+        for name, data in (
+            (metadata_path("root", 1), self.root.read_bytes()),
+            (metadata_path("targets", version), targets),
+            (metadata_path("snapshot", version), snapshot),
+            (TIMESTAMP, timestamp),
+        ):
+            (self.path / name).write_bytes(data)
 
     def put(self, plain: bytes) -> BlobRef:
         ref, stored = seal(plain)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cvfs.cli.common import printable
-from cvfs.format.manifest import HEAD
+from cvfs.trust.names import TIMESTAMP as HEAD
 from tests import servers
 from tests.command import Command, wait_until
 from tests.servers import FaultyServer
@@ -233,12 +233,12 @@ def test_wrong_usage_is_status_2(cvfs: Command, arguments: tuple[str, ...]) -> N
         ("nowhere", "no such repository: 'nowhere' is neither an address (http://...) nor a directory"),
         ("ftp://host/x", "it must begin with http://, https:// or file://"),
         ("http://us er@host", "it contains a blank"),
-        ("file:///nowhere", "no repository at file:///nowhere: it has no manifest.json"),
+        ("file:///nowhere", "no repository at file:///nowhere: it has no metadata/timestamp.json"),
         ("http://127.0.0.1:1", "connection refused"),
     ],
 )
 def test_address_that_cannot_be_used(cvfs: Command, url: str, why: str) -> None:
-    assert why in cvfs.refused("ls", url)
+    assert why in cvfs.refused("ls", "--trust-on-first-use", url)
 
 
 def test_cache_of_others_is_refused(cvfs: Command, store: SmallStore) -> None:

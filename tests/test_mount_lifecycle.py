@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from cvfs.cache.directory import LAYOUT
-from cvfs.format.manifest import HEAD
 from cvfs.mount.request import may_allow_other
+from cvfs.trust.names import TIMESTAMP as HEAD
 from tests import servers
 from tests.command import Command, wait_until
 from tests.servers import FaultyServer

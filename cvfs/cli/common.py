@@ -9,14 +9,18 @@ from typing import Any, TypeVar
 
 import click
 
-from cvfs.config import Settings
+from cvfs.config import Settings, Trust
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+_TRUST = "cvfs.trust"
+"""Where options of this kind wait until the settings are made."""
+
+
 def storage_options(function: Function) -> Function:
-    """--cache and --state-dir."""
+    """--cache and --state-dir, and where trust begins."""
     state = click.option(
         "--state-dir",
         type=Path,
@@ -24,7 +28,52 @@ def storage_options(function: Function) -> Function:
         help="Where the last good revision is remembered ($CVFS_STATE_DIR).",
     )
     cache = click.option("--cache", type=Path, metavar="DIR", help="The cache of this host ($CVFS_CACHE).")
-    return cache(state(function))
+    return cache(state(_trust_options(function)))
+
+
+def _trust_options(function: Function) -> Function:
+    """--root, --root-sha256, --trust-on-first-use and --name. `make_settings` collects them."""
+    aside: dict[str, Any] = {"expose_value": False, "callback": _collect}
+    options = (
+        click.option(
+            "--root",
+            type=Path,
+            metavar="FILE",
+            help="The publisher's root.json ($CVFS_ROOT).",
+            **aside,
+        ),
+        click.option(
+            "--root-sha256", "sha256", metavar="HEX", help="The SHA-256 of a root.json that the mirror has.", **aside
+        ),
+        click.option(
+            "--trust-on-first-use",
+            "first_use",
+            is_flag=True,
+            help="Trust whoever answers now, and from then on only that one.",
+            **aside,
+        ),
+        click.option("--name", metavar="NAME", help="What the repository must be called.", **aside),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _collect(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Keep an option's value aside: all commands have it, and none has to know."""
+    context.meta.setdefault(_TRUST, {})[parameter.name] = value
+
+
+def _trust() -> Trust:
+    """What the options say; else the root named in the environment."""
+    context = click.get_current_context(silent=True)
+    said: dict[str, Any] = context.meta.get(_TRUST, {}) if context else {}
+    named = os.environ.get("CVFS_ROOT")
+    if named and not (said.get("root") or said.get("sha256") or said.get("first_use")):
+        said = {**said, "root": Path(named)}
+    if said.get("root"):
+        said = {**said, "root": said["root"].absolute()}
+    return Trust(**said)
 
 
 def revision_option(function: Function) -> Function:
@@ -36,7 +85,7 @@ def revision_option(function: Function) -> Function:
 
 
 def make_settings(cache: Path | None, state_dir: Path | None) -> Settings:
-    settings = Settings()
+    settings = Settings(trust=_trust())
     if cache is not None:
         settings = replace(settings, cache=cache.absolute())
     if state_dir is not None:

@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +26,10 @@ from cvfs.mount.request import ENGINES, MountRequest, apply_options, choose_engi
 @click.option("--suid", is_flag=True, help="Let set-id bits count.")
 @click.option("--dev", is_flag=True, help="Let device files count.")
 @click.option("--log-file", type=Path, metavar="FILE", help="Where the daemon logs to.")
+@click.option("--strict-freshness", is_flag=True, help="Serve nothing while what is trusted has expired.")
+@click.option(
+    "--refresh", default=60.0, type=click.FloatRange(min=0.1), metavar="SECONDS", help="How often to ask for news."
+)
 @common.revision_option
 @common.storage_options
 def command(
@@ -38,6 +43,8 @@ def command(
     suid: bool,
     dev: bool,
     log_file: Path | None,
+    strict_freshness: bool,
+    refresh: float,
     revision: int | None,
     cache: Path | None,
     state_dir: Path | None,
@@ -47,7 +54,7 @@ def command(
     URL is http://..., https://..., file://... or the directory of a store. DIRECTORY must be empty, unless -o
     nonempty. A daemon serves the mount until `cvfs umount DIRECTORY`.
     """
-    settings = common.make_settings(cache, state_dir)
+    settings = replace(common.make_settings(cache, state_dir), strict_freshness=strict_freshness, refresh_s=refresh)
     request = MountRequest(
         url=parse_location(url),
         directory=_resolve(directory),

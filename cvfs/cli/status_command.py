@@ -21,8 +21,8 @@ _COLUMNS = ("MOUNTPOINT", "STATE", "REPOSITORY", "REVISION", "PUBLISHED", "ERROR
 def command(directory: Path | None, as_json: bool) -> None:
     """Show all mounts, or all there is to know of the one on DIRECTORY.
 
-    The exit status is 0 if all is well, 1 if a mount is offline, dead, or does not answer. Mounts of other users are
-    listed as foreign, and count only if they are asked for.
+    The exit status is 0 if all is well, 1 if a mount is offline, expired, dead, or does not answer. Mounts of other
+    users are listed as foreign, and count only if they are asked for.
     """
     from cvfs.mount.overview import FOREIGN, list_mounts, mount_at
     from cvfs.mount.runtime import Runtime

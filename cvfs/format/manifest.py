@@ -15,9 +15,6 @@ from cvfs.model import DIGEST_SIZE, BlobRef, Digest, Manifest, Summary
 FORMAT = 1
 """The version of the format that this code reads and writes."""
 
-HEAD = "manifest.json"
-"""Where a store keeps the newest manifest, relative to its root."""
-
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.ASCII)
 _Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 _BlobSize = Annotated[int, Meta(ge=1, le=MAX_BLOB_BYTES)]

@@ -1,5 +1,6 @@
 """A repository, opened: transport, mirrors, cache, fetcher and the tasks behind them, put together and taken apart."""
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -9,14 +10,18 @@ import trio
 import cvfs
 from cvfs.cache import Cache
 from cvfs.config import Settings
-from cvfs.errors import CvfsError, TooSlowError
+from cvfs.errors import ConfigError, CvfsError, TooSlowError
 from cvfs.fetcher import Fetcher
 from cvfs.heads import Heads, find_revision, state_key
 from cvfs.inodes import Numbering
 from cvfs.mirrors import Mirrors
 from cvfs.model import Manifest
+from cvfs.mount.freshness import expired
 from cvfs.repository import Repository
 from cvfs.transport import Transport, check_base_url
+from cvfs.trust.pin import Pin, find_pin
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +50,75 @@ async def open_repository(
     url = check_base_url(url)
     with _transport() as transport, _cache(settings) as cache:
         mirrors = Mirrors(transport, [url])
-        heads = Heads(mirrors, url, settings.state / state_key(url))
+        heads = Heads(mirrors, url, settings.state / state_key(url), _pin(url, settings, manifest))
         async with _services() as nursery:
-            if manifest is None:
-                manifest = await _newest(heads, mirrors, settings, revision)
-            numbering = Numbering(manifest.repository)
-            fetcher = Fetcher(mirrors, cache, numbering, nursery, deadline_s=settings.deadline_s)
-            repository = Repository(manifest, numbering, fetcher)
-            await _bring_root(repository, manifest, url, settings)
-            yield Client(url, repository, heads, fetcher, cache, transport)
+            opener = _Opener(url, mirrors, heads, cache, nursery, settings)
+            repository = await opener.open(revision) if manifest is None else await opener.open_at(manifest)
+            yield Client(url, repository, heads, repository.fetcher, cache, transport)
 
 
-async def _newest(heads: Heads, mirrors: Mirrors, settings: Settings, revision: int | None) -> Manifest:
-    """The manifest of the current revision, or of `revision`."""
-    head = await heads.current(settings.start_deadline_s, settings.known_deadline_s)
-    if revision is None:
-        return head.manifest
-    return await find_revision(head.manifest, revision, mirrors, settings.start_deadline_s)
+def _pin(url: str, settings: Settings, manifest: Manifest | None) -> Pin:
+    """Where trust begins. Who goes on with a manifest that was trusted can do so when a root.json is gone."""
+    said = settings.trust
+    try:
+        return find_pin(
+            url, settings.roots, root=said.root, sha256=said.sha256, first_use=said.first_use, name=said.name
+        )
+    except ConfigError as error:
+        if manifest is None:
+            raise
+        log.warning("%s", error)
+        return Pin()
 
 
-async def _bring_root(repository: Repository, manifest: Manifest, url: str, settings: Settings) -> None:
-    """A repository whose root cannot be read is refused before anything is mounted."""
-    with trio.move_on_after(settings.start_deadline_s):
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """Finds the newest revision whose root can be read, and trusts it."""
+
+    url: str
+    mirrors: Mirrors
+    heads: Heads
+    cache: Cache
+    nursery: trio.Nursery
+    settings: Settings
+
+    async def open(self, revision: int | None) -> Repository:
+        """The newest revision, or `revision`."""
+        known = self.heads.head
+        head = await self.heads.current(self.settings.start_deadline_s, self.settings.known_deadline_s)
+        if self.settings.strict_freshness and self.heads.is_expired and head.problem:
+            raise expired(self.heads)
+        try:
+            repository = await self.open_at(await self._at(head.manifest, revision))
+        except CvfsError as error:
+            if known is None or known.trusted.manifest == head.trusted.manifest:
+                raise
+            self.heads.complain(error)
+            return await self.open_at(await self._at(known.manifest, revision))
+        if not head.problem:
+            await self.heads.accept(head)
+        return repository
+
+    async def open_at(self, manifest: Manifest) -> Repository:
+        """The revision of `manifest`, its root in memory."""
+        numbering = Numbering(manifest.repository)
+        fetcher = Fetcher(self.mirrors, self.cache, numbering, self.nursery, deadline_s=self.settings.deadline_s)
+        repository = Repository(manifest, numbering, fetcher)
+        await bring_root(repository, self.url, self.settings.start_deadline_s)
+        return repository
+
+    async def _at(self, newest: Manifest, revision: int | None) -> Manifest:
+        if revision is None:
+            return newest
+        return await find_revision(newest, revision, self.mirrors, self.settings.start_deadline_s)
+
+
+async def bring_root(repository: Repository, url: str, deadline_s: float) -> None:
+    """Return once the root of `repository` has been read and verified. Raises what `Repository.bring` does."""
+    with trio.move_on_after(deadline_s):
         await repository.bring(lambda: repository.find_nowait(b""))
         return
-    what = f"the root of revision {manifest.revision} did not come within {settings.start_deadline_s:g} s"
+    what = f"the root of revision {repository.manifest.revision} did not come within {deadline_s:g} s"
     raise TooSlowError(url, what)
 
 

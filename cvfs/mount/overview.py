@@ -33,14 +33,15 @@ def mount_at(directory: Path, runtime: Runtime) -> Status:
 
 
 def _status(runtime: Runtime, mounted: MountInfo) -> Status:
-    """What the daemon says, with a "state": ok, offline, or why it says nothing."""
+    """What the daemon says, with a "state": ok, offline, expired, or why it says nothing."""
     socket = runtime.socket_of(mounted.directory)
     try:
         status = ask(socket, "status")
     except MountError as error:
         state, problem = _why_silent(mounted.directory, socket, error)
         return {"mountpoint": str(mounted.directory), "url": mounted.source, "state": state, "problem": problem}
-    return {**status, "state": "offline" if status.get("offline") else "ok"}
+    is_expired = status.get("trust", {}).get("expired")
+    return {**status, "state": "expired" if is_expired else "offline" if status.get("offline") else "ok"}
 
 
 def _why_silent(directory: Path, socket: Path, error: MountError) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Revision switches: a mount goes on with a newer revision, and nobody has to remount."""
 
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from cvfs.filesystem import FileSystem
 from cvfs.fuse.invalidate import Changes, find_changes
 from cvfs.model import Manifest
 from cvfs.mount.client import Client
+from cvfs.mount.freshness import Vigil
+from cvfs.mount.request import MountRequest
 from cvfs.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -18,13 +21,15 @@ log = logging.getLogger(__name__)
 Invalidate = Callable[[Changes], Awaitable[None]]
 """Tells the kernel. Called after the switch."""
 
+_RETRY_S = (5.0, 60.0)
+
 AGAIN_S = 1.0
 """After which the kernel is told a second time: an answer of the old revision that was on its way to it during the
 switch can be taken in after the first time."""
 
 
 class Refresher:
-    """Asks for the newest revision when told to, and switches `filesystem` to it.
+    """Asks for the newest revision now and then, and when told to, and switches `filesystem` to it.
 
     `announce(new, old)` is called before a switch, so that it can be finished by another process if this one dies;
     `settled()` when the kernel has been told.
@@ -34,13 +39,14 @@ class Refresher:
         self,
         client: Client,
         filesystem: FileSystem,
-        deadline_s: float,
+        request: MountRequest,
         invalidate: Invalidate,
         announce: Callable[[Manifest, Manifest], Awaitable[None]],
         settled: Callable[[], None],
     ) -> None:
-        self._client, self._filesystem, self._deadline_s = client, filesystem, deadline_s
+        self._client, self._filesystem, self._request = client, filesystem, request
         self._invalidate, self._announce, self._settled = invalidate, announce, settled
+        self._vigil = Vigil(client.heads)
         self._wanted = trio.Event()
         self.count = 0
         self.problem = ""
@@ -51,26 +57,45 @@ class Refresher:
         return {"refreshes": self.count}
 
     async def run(self) -> None:
-        """Refresh whenever that is requested."""
+        """Refresh whenever that is requested, and at intervals; sooner where the last answer was not good."""
+        retry_s, longest_s = _RETRY_S
         while True:
-            await self._wanted.wait()
+            self._vigil.look()
+            heads, interval_s = self._client.heads, self._request.settings.refresh_s
+            retry_s = min(retry_s * 2, longest_s) if heads.problem else _RETRY_S[0]
+            wait_s = min(retry_s, interval_s) if heads.problem else interval_s
+            with trio.move_on_after(wait_s * (0.75 + random.random() / 2)):
+                await self._wanted.wait()
             self._wanted = trio.Event()
-            try:
-                await self.refresh()
-                self.problem = ""
-            except CvfsError as error:
-                self.problem = str(error)
-                log.warning("cannot refresh: %s", error)
-            self.count += 1
+            await self._try()
+
+    async def _try(self) -> None:
+        was_troubled = bool(self._client.heads.problem)
+        try:
+            await self.refresh()
+        except CvfsError as error:
+            self.problem = str(error)
+            self._client.heads.complain(error)
+        if was_troubled and not self.problem:
+            log.info("%s answers again", self._client.url)
+        self.count += 1
 
     async def refresh(self) -> None:
-        """Go on with the newest revision. Raises CvfsError: it cannot be had; nothing has changed then."""
-        head = await self._client.heads.current(self._deadline_s)
+        """Go on with the newest revision, if no other one is pinned, once its root has been read.
+
+        Raises CvfsError: it cannot be had; nothing has changed then.
+        """
+        settings = self._request.settings
+        head = await self._client.heads.current(settings.start_deadline_s, settings.known_deadline_s)
+        self.problem = head.problem
         if head.problem:
-            self.problem = head.problem
+            return
         old = self._filesystem.repository
-        if head.manifest.revision > old.manifest.revision:
-            await self.switch(old.at(head.manifest))
+        new = old.at(head.manifest)
+        await new.bring(lambda: new.find_nowait(b""))
+        await self._client.heads.accept(head)
+        if self._request.revision is None and head.manifest != old.manifest:
+            await self.switch(new)
 
     async def switch(self, new: Repository) -> None:
         """Go on with `new`, and have the kernel forget what is not so any more."""

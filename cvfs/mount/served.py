@@ -3,26 +3,23 @@
 import contextlib
 import logging
 import os
-import random
 import stat
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import trio
-
 import cvfs
-from cvfs.errors import CvfsError, MountError
+from cvfs.errors import MountError
 from cvfs.filesystem import FileSystem
 from cvfs.fuse.options import MountOptions
 from cvfs.mount.client import Client
+from cvfs.mount.freshness import StrictFileSystem, trust_status
 from cvfs.mount.logs import Recent
 from cvfs.mount.request import MountRequest, may_allow_other
 
 log = logging.getLogger(__name__)
 
-_RETRY_S = (5.0, 60.0)
 _HOUR_S = 3600.0
 
 
@@ -32,7 +29,9 @@ class ServedMount:
     def __init__(self, client: Client, request: MountRequest, recent: Recent, engine: str) -> None:
         self._client, self._request, self._recent = client, request, recent
         self._engine = engine
-        self.filesystem = FileSystem(client.repository)
+        strict = request.settings.strict_freshness
+        repository, heads = client.repository, client.heads
+        self.filesystem = StrictFileSystem(repository, heads) if strict else FileSystem(repository)
         self.started_s = time.time()
         self.pid = os.getpid()
         """The process whose end is the end of the mount."""
@@ -49,6 +48,7 @@ class ServedMount:
             "revision": manifest.revision,
             "pinned": request.revision is not None,
             "published_s": manifest.published_s,
+            "trust": trust_status(self._client.heads),
             "offline": bool(self._client.heads.problem),
             "problem": self._client.heads.problem,
             "engine": self._engine,
@@ -95,20 +95,6 @@ class ServedMount:
         what = f"revision {manifest.revision} of {manifest.repository} on {self._request.directory}"
         log.info("mounted %s from %s", what, self._client.url)
         return what
-
-    async def ask_again_while_offline(self) -> None:
-        """A server that was away when the mount was made, and has come back, is told of."""
-        wait_s, longest_s = _RETRY_S
-        while self._client.heads.problem:
-            await trio.sleep(wait_s * (0.75 + random.random() / 2))
-            wait_s = min(wait_s * 2, longest_s)
-            try:
-                head = await self._client.heads.current(self._request.settings.known_deadline_s)
-            except CvfsError as error:
-                log.warning("%s", error)
-                continue
-            if not head.problem:
-                log.info("%s answers again, with revision %d", self._client.url, head.manifest.revision)
 
 
 def _log_target() -> str:

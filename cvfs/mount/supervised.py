@@ -108,7 +108,6 @@ class _Assembly:
                 if request.revision is None:
                     answers = {**answers, "refresh": refresher.request}
                 nursery.start_soon(self._answer, answers)
-                nursery.start_soon(mount.ask_again_while_offline)
                 nursery.start_soon(self._refresh, refresher)
             await worker.serve(started)
             nursery.cancel_scope.cancel()
@@ -133,16 +132,14 @@ class _Assembly:
                 with trio.move_on_after(_SWITCHED_S):
                     await self._all_switched.wait()
 
-        deadline_s = self._request.settings.start_deadline_s
         settled = partial(orders.remember, previous=None)
-        return Refresher(client, filesystem, deadline_s, worker.invalidate, announce, settled)
+        return Refresher(client, filesystem, self._request, worker.invalidate, announce, settled)
 
     async def _refresh(self, refresher: Refresher) -> None:
         previous = self._orders.state.get("previous")
         if previous:
             await refresher.finish(decode_manifest(previous.encode()))
-        if self._request.revision is None:
-            await refresher.run()
+        await refresher.run()
 
     def _handle_orders(self, filesystem: FileSystem) -> None:
         def switch(order: Message) -> None:

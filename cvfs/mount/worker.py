@@ -99,9 +99,7 @@ async def _serve_mount(
             if request.revision is None:
                 answers = {**answers, "refresh": refresher.request}
             nursery.start_soon(serve_control, trio.SocketListener(listener), answers)
-            if request.revision is None:
-                nursery.start_soon(refresher.run)
-            nursery.start_soon(mount.ask_again_while_offline)
+            nursery.start_soon(refresher.run)
             await engine(mount.filesystem, request.directory, mount.options(), started)
             nursery.cancel_scope.cancel()
 
@@ -112,8 +110,7 @@ def _refresher(client: Client, mount: ServedMount, request: MountRequest) -> Ref
     async def announce(new: Manifest, old: Manifest) -> None:
         await trio.lowlevel.checkpoint()
 
-    deadline_s = request.settings.start_deadline_s
-    return Refresher(client, mount.filesystem, deadline_s, invalidate, announce, lambda: None)
+    return Refresher(client, mount.filesystem, request, invalidate, announce, lambda: None)
 
 
 async def lock(runtime: Runtime) -> int:

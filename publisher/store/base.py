@@ -13,7 +13,7 @@ class HeadMovedError(StoreError):
 
 
 class Store(Protocol):
-    """Immutable blobs by id, and one mutable head.
+    """Immutable blobs by id, immutable metadata by name, and one mutable head, the timestamp.
 
     Methods raise StoreError. All but `lock` may be called from several threads at once.
     """
@@ -30,6 +30,12 @@ class Store(Protocol):
 
     def get_blob(self, ref: BlobRef) -> bytes:
         """The stored bytes; the caller verifies them."""
+
+    def get_metadata(self, path: str, max_bytes: int) -> bytes:
+        """A file of metadata, unverified. Raises StatusError 404 if there is none, StoreError if it is larger."""
+
+    def add_metadata(self, path: str, data: bytes) -> bool:
+        """Store a file of metadata durably, whole or not at all. False if another one has this name."""
 
     def read_head(self) -> bytes:
         """The head as it is now, unverified."""

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cvfs.errors import StoreError
+from cvfs.errors import StatusError, StoreError
 from cvfs.format.blob import blob_path
-from cvfs.format.manifest import HEAD
-from cvfs.limits import MAX_BLOB_BYTES, MAX_MANIFEST_BYTES
+from cvfs.limits import MAX_BLOB_BYTES
 from cvfs.model import BlobRef
+from cvfs.trust.names import DIRECTORY, MAX_TIMESTAMP_BYTES
+from cvfs.trust.names import TIMESTAMP as HEAD
 from publisher.store.base import HeadMovedError
 
 _OWN = ".publisher"
@@ -55,12 +56,30 @@ class DirectoryStore:
         except OSError as error:
             raise self._error("cannot read", error) from error
 
-    def read_head(self) -> bytes:
+    def get_metadata(self, path: str, max_bytes: int) -> bytes:
         try:
-            with open(f"{self._root}/{HEAD}", "rb") as file:
-                return file.read(MAX_MANIFEST_BYTES + 1)
+            with open(f"{self._root}/{path}", "rb") as file:
+                data = file.read(max_bytes + 1)
+        except FileNotFoundError as error:
+            raise StatusError(f"{self.location}/{path}", 404, "no such file") from error
         except OSError as error:
             raise self._error("cannot read", error) from error
+        if len(data) > max_bytes:
+            raise StoreError(f"{self.location}/{path} is larger than {max_bytes} bytes")
+        return data
+
+    def add_metadata(self, path: str, data: bytes) -> bool:
+        try:
+            self._write(path, data, durable=True, move=_move_if_free)
+            _sync_directory(f"{self._root}/{DIRECTORY}")
+        except FileExistsError:
+            return self.get_metadata(path, len(data) + 1) == data
+        except OSError as error:
+            raise self._error("cannot write", error) from error
+        return True
+
+    def read_head(self) -> bytes:
+        return self.get_metadata(HEAD, MAX_TIMESTAMP_BYTES)
 
     def swap_head(self, expected: bytes, new: bytes) -> None:
         if self.read_head() != expected:
@@ -69,9 +88,13 @@ class DirectoryStore:
 
     def write_head(self, new: bytes) -> None:
         """Replace the head durably."""
+        self.replace_metadata(HEAD, new)
+
+    def replace_metadata(self, path: str, data: bytes) -> None:
+        """Put a file of metadata in place, whatever was there. Only for the head, and for a store that has none."""
         try:
-            self._write(HEAD, new, durable=True)
-            _sync_directory(self._root)
+            self._write(path, data, durable=True)
+            _sync_directory(f"{self._root}/{DIRECTORY}")
         except OSError as error:
             raise self._error("cannot write", error) from error
 
@@ -114,7 +137,9 @@ class DirectoryStore:
         except OSError as error:
             raise self._error("cannot clean up", error) from error
 
-    def _write(self, relative: str, data: bytes, *, durable: bool = False) -> None:
+    def _write(
+        self, relative: str, data: bytes, *, durable: bool = False, move: Callable[[str, str], None] = os.rename
+    ) -> None:
         temporary = f"{self._root}/{_TEMPORARY}/{os.getpid()}-{threading.get_ident()}-{next(self._numbers)}"
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -124,18 +149,11 @@ class DirectoryStore:
                     os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            self._rename(temporary, f"{self._root}/{relative}")
+            _move(move, temporary, f"{self._root}/{relative}")
         except BaseException:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
-
-    def _rename(self, temporary: str, target: str) -> None:
-        try:
-            os.rename(temporary, target)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.rename(temporary, target)
 
     def _blob(self, ref: BlobRef) -> str:
         return f"{self._root}/{blob_path(ref.id)}"
@@ -143,6 +161,20 @@ class DirectoryStore:
     def _error(self, what: str, error: OSError) -> StoreError:
         where = f" ({error.filename})" if error.filename else ""
         return StoreError(f"{what} the store {self.location}: {error.strerror}{where}")
+
+
+def _move(move: Callable[[str, str], None], temporary: str, target: str) -> None:
+    try:
+        move(temporary, target)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        move(temporary, target)
+
+
+def _move_if_free(temporary: str, target: str) -> None:
+    """A rename that replaces nothing."""
+    os.link(temporary, target)
+    os.unlink(temporary)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -174,10 +206,11 @@ def create_store(location: str) -> DirectoryStore:
         os.makedirs(path, exist_ok=True)
         if (path / HEAD).exists():
             raise StoreError(f"already a store: {location}")
-        if set(os.listdir(path)) - {_OWN, "data"}:
+        if set(os.listdir(path)) - {_OWN, "data", DIRECTORY}:
             raise StoreError(f"not empty: {location}")
         os.makedirs(path / _TEMPORARY, exist_ok=True)
         os.makedirs(path / "data", exist_ok=True)
+        os.makedirs(path / DIRECTORY, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make a store in {location}: {error.strerror}") from error
     return DirectoryStore(path)

@@ -28,6 +28,13 @@ class DryRunStore:
         stored = self._put.get(ref)
         return self._store.get_blob(ref) if stored is None else stored
 
+    def get_metadata(self, path: str, max_bytes: int) -> bytes:
+        return self._store.get_metadata(path, max_bytes)
+
+    def add_metadata(self, path: str, data: bytes) -> bool:
+        """Nothing becomes visible."""
+        return True
+
     def read_head(self) -> bytes:
         return self._store.read_head()
 

@@ -14,11 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from cvfs.errors import PathError, StaleInodeError
 from cvfs.fetcher import Budget
 from cvfs.filesystem import END, Item
-from cvfs.format.manifest import HEAD
 from cvfs.inodes import ROOT_INODE
 from tests.core.world import Client, World, make_world
 from tests.publisher.stores import NAME, environment
-from tests.small_store import SmallStore
+from tests.small_store import MANIFEST, SmallStore
 from tests.trees import Directory, Facts, File, Link, Node, Special, Symlink, make_tree, snapshot, trees
 
 TREE: Mapping[bytes, Node | Link] = {
@@ -216,7 +215,7 @@ def test_cookie_of_a_run_beyond_a_thousand_in_a_fresh_client(world: World, monke
 
 
 def test_hundred_thousand_names(world: World) -> None:
-    SmallStore(world.store.path, NAME).publish({b"%06d" % i: "x" for i in range(100_000)})
+    world.small = SmallStore(world.store.path, NAME).publish({b"%06d" % i: "x" for i in range(100_000)})
 
     async def work(client: Client) -> None:
         items = await client.items(b"")
@@ -289,7 +288,7 @@ trio.run(main, *sys.argv[1:])
 def test_memory_is_bounded_while_a_large_tree_is_walked(world: World) -> None:
     tree: dict[bytes, str] = {b"d%03d/name-%06d" % (i // 1000, i): "target" for i in range(300_000)}
     SmallStore(world.store.path, NAME).publish(tree)
-    line = [sys.executable, "-c", _WALK, world.server.url, str(world.store.path / HEAD), str(world.cache)]
+    line = [sys.executable, "-c", _WALK, world.server.url, str(world.store.path / MANIFEST), str(world.cache)]
     output = subprocess.run(line, env=environment(), capture_output=True, check=True, timeout=100).stdout
     count, grown_kib = map(int, output.split())
     assert count == 300_000

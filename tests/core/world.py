@@ -17,7 +17,7 @@ from cvfs.cache import Cache
 from cvfs.fetcher import Budget, Fetcher
 from cvfs.filesystem import FileSystem, Item, Node
 from cvfs.format.blob import blob_path
-from cvfs.format.manifest import HEAD, decode_manifest
+from cvfs.format.manifest import decode_manifest, encode_manifest
 from cvfs.format.tree.lookup import Found
 from cvfs.inodes import ROOT_INODE, Numbering
 from cvfs.mirrors import Mirrors
@@ -82,6 +82,12 @@ class World:
     top: Path
     store: Store
     server: FaultyServer
+    small: Manifest | None = None
+    """What another writer than the publisher has put into the store."""
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.small or self.store.manifest
 
     @property
     def cache(self) -> Path:
@@ -99,7 +105,7 @@ class World:
         """What `work` returns; a new client serves it."""
 
         async def main() -> T:
-            async with opened(self.server.url, self.store.manifest, cache or self.cache, **options) as client:
+            async with opened(self.server.url, self.manifest, cache or self.cache, **options) as client:
                 return await work(client)
 
         try:
@@ -118,7 +124,9 @@ class World:
 
     def reader(self, *paths: str, extra: Iterable[str] = ()) -> "subprocess.Popen[str]":
         """A process that reads `paths`; see `tests.core.reader`."""
-        arguments = [*extra, self.server.url, str(self.store.path / HEAD), str(self.cache), *paths]
+        manifest = self.top / "manifest.json"
+        manifest.write_bytes(encode_manifest(self.manifest))
+        arguments = [*extra, self.server.url, str(manifest), str(self.cache), *paths]
         line = [sys.executable, "-W", "error", "-m", "tests.core.reader", *arguments]
         pipe = subprocess.PIPE
         return subprocess.Popen(line, env=environment(), stdin=pipe, stdout=pipe, text=True)

@@ -4,18 +4,25 @@ Mounts are made by the command that a user would type, in processes of their own
 leaves no mount and no process behind, and fails if it had to end one by force.
 """
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from publisher.create import create
+from publisher.keys import Keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = (sys.executable, "-bb")
@@ -45,9 +52,10 @@ def run(
 class Store:
     """A publisher's store, and what it takes to publish into it."""
 
-    def __init__(self, path: Path, name: str = "e2e.example.org") -> None:
+    def __init__(self, path: Path, name: str | None = None) -> None:
         self.path, self._state = path, path.with_name(path.name + "-state")
-        self._run("init", path, "--name", name)
+        self.keys = path.with_name(path.name + "-keys") if name else trust().keys_for(path)
+        self._run("init", path, "--name", name or NAME, SOURCE_DATE_EPOCH=trust().epoch)
 
     def publish(self, tree: Path, *options: str) -> dict[str, Any]:
         """What `publish --json` says."""
@@ -58,8 +66,42 @@ class Store:
     def blobs(self) -> set[Path]:
         return {path for path in (self.path / "data").rglob("*") if path.is_file()}
 
-    def _run(self, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
-        return run(*PYTHON, "-m", "publisher", *arguments, cwd=ROOT)
+    def _run(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+        return run(
+            *PYTHON,
+            "-m",
+            "publisher",
+            *arguments,
+            cwd=ROOT,
+            env=os.environ | {"CVFS_KEYS": str(self.keys), **environment},
+        )
+
+
+class Trust:
+    """What the stores of a test run have in common: keys, name and time, so that one root is right for all."""
+
+    def __init__(self) -> None:
+        self.top = Path(tempfile.mkdtemp(prefix="cvfs-e2e-keys-"))
+        atexit.register(shutil.rmtree, self.top, ignore_errors=True)
+        self.root, self.epoch = self.top / "keys" / "root.json", str(int(time.time()))
+        keys = Keys(self.top / "keys")
+        create(str(self.top / "store"), NAME, int(self.epoch), keys)
+
+    def keys_for(self, store: Path) -> Path:
+        """A copy of the keys for one store, which makes a root of its own with them: the same."""
+        keys = store.with_name(store.name + "-keys")
+        keys.mkdir(mode=0o700)
+        for key in self.root.parent.glob("*.pem"):
+            shutil.copy2(key, keys)
+        return keys
+
+
+NAME = "e2e.example.org"
+
+
+@functools.cache
+def trust() -> Trust:
+    return Trust()
 
 
 class Server:
@@ -101,6 +143,7 @@ class Host:
         self.cache, self.logs = top / "cache", top / "log"
         self.environment = os.environ | {
             TOKEN: str(top),
+            "CVFS_ROOT": str(trust().root),
             "CVFS_CACHE": str(self.cache),
             "CVFS_STATE_DIR": str(top / "state"),
             "CVFS_LOG_DIR": str(self.logs),
@@ -113,7 +156,15 @@ class Host:
         self, *arguments: str | bytes | Path, check: bool = True, **options: Any
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the command line `cvfs`."""
-        return run(*PYTHON, "-m", "cvfs", *arguments, check=check, env=self.environment, **options)
+        return run(
+            *PYTHON,
+            "-m",
+            "cvfs",
+            *arguments,
+            check=check,
+            env=self.environment,
+            **options,
+        )
 
     def new_directory(self) -> Path:
         self._count += 1

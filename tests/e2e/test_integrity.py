@@ -155,11 +155,10 @@ HEADS = [b"", b"{}", b"\xff\xfe", b"x" * 100_000]
 def test_a_spoilt_head_is_not_mounted(auto_host: Host, store: Store, tree: Path, server: Server) -> None:
     (tree / "file").write_text("content")
     store.publish(tree)
-    head = store.path / "manifest.json"
+    head = store.path / "metadata/timestamp.json"
     right = head.read_bytes()
-    unknown_version = right.replace(b'"format": 1', b'"format": 99')
     directory = auto_host.new_directory()
-    for wrong in (*HEADS, unknown_version):
+    for wrong in (*HEADS, right.replace(b'"version": 2', b'"version": 3')):
         head.write_bytes(wrong)
         assert server.url in auto_host.refused(server.url, directory)
     head.write_bytes(right)
@@ -176,12 +175,12 @@ def test_a_spoilt_head_is_not_mounted(auto_host: Host, store: Store, tree: Path,
 def test_an_older_head_is_not_gone_back_to(auto_host: Host, store: Store, tree: Path, server: Server) -> None:
     (tree / "file").write_text("one")
     store.publish(tree)
-    old = (store.path / "manifest.json").read_bytes()
+    old = (store.path / "metadata/timestamp.json").read_bytes()
     (tree / "file").write_text("second")
     store.publish(tree)
     mount = auto_host.mount(server.url)
     assert (mount / "file").read_text() == "second"
-    (store.path / "manifest.json").write_bytes(old)
+    (store.path / "metadata/timestamp.json").write_bytes(old)
     auto_host.remount(mount, server.url)
     assert (mount / "file").read_text() == "second"
     assert auto_host.status(mount)["revision"] == 2

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from cvfs.format.blob import blob_path, seal
-from cvfs.format.manifest import HEAD, encode_manifest
 from cvfs.format.tree import build
 from cvfs.model import NO_CONTENT, BlobRef, Entry, Manifest, Record
-from tests.e2e.host import Host, run
+from publisher.create import Security, sign_first
+from publisher.keys import Keys
+from publisher.store import create_store
+from tests.e2e.host import NAME, Host, run, trust
 
 COUNT = 1_000_000
 _MEMORY_KIB = 120 << 10
@@ -40,8 +42,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return ref
 
     root = build(_records(), put)
-    manifest = Manifest("many.example.org", 1, 0, root.page, root.level, root.summary, None)
-    (top / HEAD).write_bytes(encode_manifest(manifest))
+    manifest = Manifest(NAME, 1, 0, root.page, root.level, root.summary, None)
+    sign_first(create_store(str(top)), manifest, Keys(trust().keys_for(top)), Security(), int(trust().epoch))
     return top
 
 

@@ -27,7 +27,7 @@ def test_random_trees(
     top = zoo_host.top / f"random{next(_numbers)}"
     tree = top / "tree"
     tree.mkdir(parents=True)
-    store = Store(top / "store", name="random.example.org")
+    store = Store(top / "store")
     mount = zoo_host.new_directory()
     try:
         make(tree, first)

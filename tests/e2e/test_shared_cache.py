@@ -74,10 +74,10 @@ def test_repositories_share_what_is_equal(auto_host: Host, serving: Server, tmp_
     store = Store(tmp_path / "other-store", name="other.example.org")
     store.publish(tree)
     with Server(store.path, tmp_path) as other:
-        mount = auto_host.mount(other.url)
+        mount = auto_host.mount(other.url, "--root", store.keys / "root.json")
         for name, data in SMALL.items():
             assert (mount / "elsewhere" / name.replace("/", "-")).read_bytes() == data
-        assert len(other.requests()) == 1, "more than its one page"
+        assert len(other.requests()) == 2, "more than its manifest and its one page"
         auto_host.umount(mount)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cvfs.format.blob import blob_path, digest, unseal
-from cvfs.format.manifest import HEAD, decode_manifest
 from cvfs.format.pages import LocationPage, Page, decode_page
 from cvfs.format.tree import Tree
 from cvfs.model import BlobRef, Location, Manifest, Record
 from publisher.create import create
+from publisher.head import Head, read_head
+from publisher.keys import Keys
 from publisher.publish import Options, publish
 from publisher.report import Report
 from publisher.store import open_store
@@ -29,17 +30,23 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.state = path.with_name(path.name + "-state")
-        create(str(path), NAME, NOW_S)
+        self.keys = Keys(path.with_name(path.name + "-keys"))
+        create(str(path), NAME, NOW_S, self.keys)
 
     def publish(self, tree: Path, **options: Any) -> Report:
         """Publish without a command line."""
         opened = open_store(str(self.path))
         with opened.lock(None):
-            return publish(opened, str(tree), self.state, Options(**options), NOW_S)
+            return publish(opened, str(tree), self.state, Options(**options), NOW_S, keys=self.keys)
 
     @property
     def manifest(self) -> Manifest:
-        return decode_manifest((self.path / HEAD).read_bytes())
+        return self.head.manifest
+
+    @property
+    def head(self) -> Head:
+        """Verified."""
+        return read_head(open_store(str(self.path)), self.keys.known_root())
 
     def blobs(self) -> dict[str, bytes]:
         """All that is in data/, by path."""
@@ -101,7 +108,8 @@ class Store:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-bb", "-W", "error", "-m", "publisher", *map(str, arguments)]
+    keys = ["--keys", f"{arguments[1]}-keys"] if arguments[0] == "publish" and len(arguments) > 2 else []
+    return [sys.executable, "-bb", "-W", "error", "-m", "publisher", *map(str, arguments), *keys]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -109,7 +117,9 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(*arguments: str | Path, **more: str) -> "subprocess.CompletedProcess[str]":
-    """Run the command line to its end."""
+    """Run the command line to its end. Keys are beside the store, which is the second argument."""
+    if len(arguments) > 1:
+        more = {"CVFS_KEYS": f"{os.path.abspath(arguments[1])}-keys", **more}
     return subprocess.run(
         command(*arguments), env=environment(**more), capture_output=True, text=True, check=False, timeout=60
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cvfs.errors import PublishError, StoreError
+from cvfs.trust.names import TIMESTAMP
 from publisher import publish as publish_module
 from publisher import read as read_module
 from publisher.chunk import LargeReader
@@ -62,7 +63,7 @@ def test_killed_just_before_the_head_moves(store: Store, tree: Path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish_module, "_advance", die)
+        patch.setattr(publish_module, "advance", die)
         with pytest.raises(KeyboardInterrupt):
             store.publish(tree)
     assert store.manifest.revision == 0
@@ -73,7 +74,7 @@ def test_killed_just_before_the_head_moves(store: Store, tree: Path, monkeypatch
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
-@pytest.mark.parametrize("size_kib", [64, 600, 2000, 3500])
+@pytest.mark.parametrize("size_kib", [160, 600, 2000, 3500])
 def test_disk_full(tmp_path: Path, size_kib: int) -> None:
     tree, disk = tmp_path / "tree", tmp_path / "disk"
     make_tree(tree, {b"small": File(data=b"x")})
@@ -243,7 +244,7 @@ def test_a_damaged_or_lost_index_is_made_again(store: Store, tree: Path, damage)
 
 def test_an_index_of_a_store_that_was_made_anew(tmp_path: Path, store: Store, tree: Path) -> None:
     store.publish(tree)
-    subprocess.run(["rm", "-r", store.path], check=True)
+    subprocess.run(["rm", "-r", store.path, store.keys.directory], check=True)
     again = Store(store.path)
     again.publish(tree)
     assert again.snapshot() == snapshot(tree, count_links=True)
@@ -284,11 +285,12 @@ def test_a_user_mistake_is_one_line(tmp_path: Path, store: Store, tree: Path) ->
     assert run("nonsense").returncode == 2
 
 
-def test_a_head_that_is_not_a_manifest(store: Store, tree: Path) -> None:
-    head = store.path / "manifest.json"
-    for data in (b"", b"<html>", b"{}", head.read_bytes().replace(b'"format": 1', b'"format": 2'), b"x" * 100_000):
+def test_a_head_that_is_not_ours(store: Store, tree: Path) -> None:
+    head = store.path / TIMESTAMP
+    for data in (b"", b"<html>", b"{}", head.read_bytes().replace(b'"version": 1', b'"version": 2'), b"x" * 100_000):
         head.write_bytes(data)
-        assert "manifest" in error_line(run("publish", store.path, tree))
+        line = error_line(run("publish", store.path, tree))
+        assert "is not signed as it should be" in line or "is larger than" in line
 
 
 def test_ctrl_c_is_one_line_too(store: Store, tree: Path) -> None:

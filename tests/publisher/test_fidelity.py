@@ -162,5 +162,4 @@ def test_every_byte_read_is_packed_known_or_a_hole(tmp_path: Path, store: Store)
 
 
 def _manifest_blob_bytes(store: Store) -> int:
-    assert store.manifest.parent is not None
-    return store.manifest.parent.stored_size
+    return store.head.blob.stored_size

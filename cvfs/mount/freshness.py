@@ -1,0 +1,91 @@
+"""What it means for a mount that the signatures on what it serves have expired."""
+
+import logging
+import time
+from typing import Any
+
+from cvfs.errors import ExpiredError
+from cvfs.file import File
+from cvfs.filesystem import FileSystem, Item, Node
+from cvfs.heads import Heads
+from cvfs.repository import Repository
+
+log = logging.getLogger(__name__)
+
+_SAY_AGAIN_S = 3600.0
+
+
+class Vigil:
+    """Says now and then in the log that nobody vouches any more for what is served."""
+
+    def __init__(self, heads: Heads) -> None:
+        self._heads = heads
+        self._said_at = -_SAY_AGAIN_S
+
+    def look(self) -> None:
+        if not self._heads.is_expired:
+            self._said_at = -_SAY_AGAIN_S
+        elif time.monotonic() >= self._said_at + _SAY_AGAIN_S:
+            self._said_at = time.monotonic()
+            log.error("%s", expired(self._heads))
+
+
+def expired(heads: Heads) -> ExpiredError:
+    """What is to be said of a head that has expired."""
+    head = heads.head
+    assert head is not None
+    until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(head.trusted.expires_s))
+    return ExpiredError(
+        f"revision {head.manifest.revision} of {head.manifest.repository} was signed until {until}: newer ones "
+        "are held back, or the publisher has not signed again (cvfs-publisher resign)"
+    )
+
+
+def trust_status(heads: Heads) -> dict[str, Any]:
+    """What `cvfs status` shows of the trust in a repository."""
+    head = heads.head
+    if head is None:
+        return {}
+    trusted = head.trusted
+    return {
+        "root": trusted.origin,
+        "root_version": trusted.root_version,
+        "root_sha256": trusted.root_ids[-1],
+        "expires_s": trusted.expires_s,
+        "expired": heads.is_expired,
+        "newest_revision": head.manifest.revision,
+    }
+
+
+class StrictFileSystem(FileSystem):
+    """Answers as long as what it serves is vouched for, then raises ExpiredError. What the kernel has, it has."""
+
+    def __init__(self, repository: Repository, heads: Heads) -> None:
+        super().__init__(repository)
+        self._heads = heads
+
+    def _check(self) -> None:
+        if self._heads.is_expired:
+            self._heads.recall()
+        if self._heads.is_expired:
+            raise expired(self._heads)
+
+    def lookup_nowait(self, parent: int, name: bytes) -> Node:
+        self._check()
+        return super().lookup_nowait(parent, name)
+
+    def getattr_nowait(self, inode: int) -> Node:
+        self._check()
+        return super().getattr_nowait(inode)
+
+    def listing_nowait(self, inode: int, cookie: int = 0, *limits: int) -> list[Item]:
+        self._check()
+        return super().listing_nowait(inode, cookie, *limits)
+
+    def readlink_nowait(self, inode: int) -> bytes:
+        self._check()
+        return super().readlink_nowait(inode)
+
+    def file_nowait(self, inode: int) -> File:
+        self._check()
+        return super().file_nowait(inode)

@@ -1,0 +1,151 @@
+"""The chain of signatures from a trusted root to the manifest: python-tuf's rules, our own I/O and clock."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError
+from tuf.api.metadata import Metadata, Root, TargetFile
+from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
+
+from cvfs.errors import ConfigError, ExpiredError, FormatError, StatusError, TrustError
+from cvfs.format.blob import check_ref
+from cvfs.limits import MAX_MANIFEST_BYTES
+from cvfs.model import BlobRef, Digest
+from cvfs.trust import names
+from cvfs.trust.values import Bundle, Chain, SignedManifest, root_id
+
+Fetch = Callable[[str, int], bytes]
+"""(path below the store's root, most bytes) -> bytes. Raises StatusError if there is no such file, or any CvfsError."""
+
+_MISSING = (403, 404, 410)
+"""What servers say of a file that is not there; object stores say 403 to who may not list."""
+
+_ROLES = ("timestamp", "snapshot", "targets")
+
+
+def follow(known: Bundle, fetch: Fetch, now_s: float) -> Chain:
+    """The newest state that `fetch` has and that the root in `known`, which is trusted, leads to.
+
+    What else is in `known` has verified before: nothing older is accepted, and what has not changed is not fetched.
+    Nothing outside is changed. Blocks in `fetch`; uses a directory for the while.
+
+    Raises TrustError if it does not verify, ExpiredError if all that is wrong is its age, and what `fetch` raises.
+    """
+    with tempfile.TemporaryDirectory(prefix="cvfs-trust-") as scratch:
+        try:
+            return _follow(known, fetch, now_s, Path(scratch))
+        except ExpiredMetadataError as error:
+            raise ExpiredError(_one_line(error)) from error
+        except (RepositoryError, DownloadError, ValueError, RecursionError) as error:
+            raise TrustError(_one_line(error)) from error
+
+
+def read_root(data: bytes) -> tuple[str, int]:
+    """The repository's name and the version that a root states. Raises TrustError unless it is signed by itself."""
+    try:
+        metadata: Metadata[Root] = Metadata.from_bytes(data)
+        if not isinstance(metadata.signed, Root):
+            raise TrustError("not a root.json: it is another kind of metadata")
+        metadata.verify_delegate(Root.type, metadata)
+    except (RepositoryError, ValueError) as error:
+        raise TrustError(f"not a root.json: {_one_line(error)}") from error
+    return _name_in(metadata.signed), metadata.signed.version
+
+
+def _follow(known: Bundle, fetch: Fetch, now_s: float, scratch: Path) -> Chain:
+    for role in _ROLES:
+        if data := getattr(known, role):
+            (scratch / f"{role}.json").write_bytes(data)
+    updater = Updater(str(scratch), names.DIRECTORY, fetcher=_Fetcher(fetch), config=_config(), bootstrap=known.root)
+    # The one private thing used: Updater takes the time of its creation, but the time is for the caller to say.
+    updater._trusted_set.reference_time = datetime.fromtimestamp(now_s, UTC)
+    updater.refresh()
+    target = updater.get_targetinfo(names.MANIFEST)
+    return _chain(known, scratch, target)
+
+
+def _chain(known: Bundle, scratch: Path, target: TargetFile | None) -> Chain:
+    found = Bundle(*((scratch / f"{role}.json").read_bytes() for role in ("root", *_ROLES)))
+    signed: list[Any] = [Metadata.from_bytes(getattr(found, role)).signed for role in ("root", *_ROLES)]
+    root, timestamp = signed[:2]
+    before = Metadata.from_bytes(known.root).signed.version
+    history = (scratch / "root_history" / f"{number}.root.json" for number in range(before + 1, root.version + 1))
+    return Chain(
+        bundle=found,
+        new_root_ids=tuple(root_id(path.read_bytes()) for path in history),
+        repository=_name_in(root),
+        root_version=root.version,
+        timestamp_version=timestamp.version,
+        expires_s=int(min(one.expires for one in signed).timestamp()),
+        root_expires_s=int(root.expires.timestamp()),
+        manifest=_manifest(target),
+    )
+
+
+def _name_in(root: Root) -> str:
+    name = root.unrecognized_fields.get(names.REPOSITORY_FIELD)
+    if not isinstance(name, str):
+        raise TrustError(f"not the root of a repository: it has no {names.REPOSITORY_FIELD}")
+    return name
+
+
+class _Blob(msgspec.Struct, frozen=True):
+    id: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    stored_size: int
+    plain_size: int
+
+
+class _Custom(msgspec.Struct, frozen=True):
+    blob: _Blob
+
+
+def _manifest(target: TargetFile | None) -> SignedManifest:
+    if target is None:
+        raise TrustError(f"the targets do not have {names.MANIFEST}")
+    try:
+        blob = msgspec.convert(target.custom, _Custom).blob
+        ref = BlobRef(Digest(bytes.fromhex(blob.id)), blob.stored_size, blob.plain_size)
+        check_ref(ref)
+    except (msgspec.ValidationError, FormatError) as error:
+        raise TrustError(f"the targets do not say where {names.MANIFEST} is: {error}") from error
+    sha256 = target.hashes.get("sha256")
+    if sha256 is None or not target.length == ref.plain_size <= MAX_MANIFEST_BYTES:
+        raise TrustError(f"the targets say impossible things of {names.MANIFEST}")
+    return SignedManifest(ref, target.length, sha256)
+
+
+def _config() -> UpdaterConfig:
+    return UpdaterConfig(
+        max_root_rotations=names.MAX_ROOT_STEPS,
+        root_max_length=names.MAX_ROOT_BYTES,
+        timestamp_max_length=names.MAX_TIMESTAMP_BYTES,
+        snapshot_max_length=names.MAX_SNAPSHOT_BYTES,
+        targets_max_length=names.MAX_TARGETS_BYTES,
+    )
+
+
+class _Fetcher(FetcherInterface):
+    """python-tuf's way to the network, which ends at the function that the caller gave."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._source = fetch
+
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        try:
+            return self._source(url, max_length)
+        except StatusError as error:
+            if error.status in _MISSING and url.endswith(".root.json"):
+                raise DownloadHTTPError("no newer root", 404) from error
+            raise
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        raise ConfigError(f"{url} is fetched otherwise")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
