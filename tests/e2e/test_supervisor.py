@@ -134,7 +134,7 @@ def test_kill_in_the_middle_of_a_fetch(host: Host, filled: Store) -> None:
         os.listdir(mount)
         server.misbehave(hang, times=1)
         reader = subprocess.Popen(["cat", mount / "large"], stdout=subprocess.PIPE)
-        server.wait_until(lambda: server.open_connections > 0)
+        wait_until(lambda: "READ" in host.status(mount)["requests"])
         (pid,) = workers(supervisor_of(host, mount))
         server.recover()
         kill(pid)

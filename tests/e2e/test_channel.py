@@ -1,0 +1,79 @@
+"""The channel at the kernel: what causes no message, what is cut short, what hangs."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.host import Host, Store, wait_until
+from tests.servers import FaultyServer, hang
+
+
+@pytest.fixture(scope="module")
+def engine() -> str:
+    return "channel"
+
+
+@pytest.fixture
+def filled(store: Store, tree: Path) -> Store:
+    (tree / "d").mkdir()
+    for number in range(20):
+        (tree / f"d/f{number}").write_bytes(b"%d" % number * 3000)
+    (tree / "link").symlink_to("d/f1")
+    store.publish(tree)
+    return store
+
+
+def read(path: Path) -> bytes:
+    """Not by open(), which asks whether it is a terminal: the kernel passes every ioctl(2) on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 1 << 20)
+    finally:
+        os.close(descriptor)
+
+
+def use(mount: Path) -> None:
+    for path in (mount / "d").iterdir():
+        path.stat()
+        assert read(path)[:1].isdigit()
+        assert not path.with_name(path.name + "x").exists()
+    os.readlink(mount / "link")
+    os.listdir(mount)
+
+
+def test_hot_paths_send_no_message(host: Host, filled: Store) -> None:
+    mount = host.mount(filled.path)
+    for _ in range(2):
+        use(mount)
+    before = host.status(mount)["requests"]
+    for _ in range(3):
+        use(mount)
+    assert host.status(mount)["requests"] == before
+    assert before["OPENDIR"] == 1
+    assert before["OPEN"] == 1
+    host.umount(mount)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_interrupted_reader_of_a_server_that_hangs_returns_at_once(host: Host, filled: Store, direct: bool) -> None:
+    with FaultyServer(filled.path) as server:
+        mount = host.mount(server.url)
+        os.listdir(mount / "d")
+        server.misbehave(hang)
+        # The kernel does not interrupt a buffered read; but it lets those go who die of the signal.
+        command = ["dd", f"if={mount}/d/f1", "of=/dev/null", "iflag=direct"] if direct else ["cat", mount / "d/f1"]
+        reader = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(lambda: "READ" in host.status(mount)["requests"])
+        started = time.monotonic()
+        reader.send_signal(signal.SIGINT)
+        assert reader.wait(10) in (-signal.SIGINT, 130)
+        assert time.monotonic() - started < 2
+        assert len(os.listdir(mount / "d")) == 20
+        if direct:
+            assert host.status(mount)["requests_interrupted"] == 1
+        server.recover()
+        host.umount(mount, "--lazy")
