@@ -32,10 +32,10 @@ class SmallStore:
         self.path, self.name = path, name
         self.revision = 0
         self.parent: BlobRef | None = None
-        self._keys = {role: [CryptoSigner.generate_ed25519()] for role in ROLES}
+        self.keys = {role: [CryptoSigner.generate_ed25519()] for role in ROLES}
         self.root = path.with_name("root.json")
-        root = sign.make_root(name, self._keys, 1, sign.Validity(), int(time.time()))
-        self.root.write_bytes(sign.sign_root(root, None, self._keys["root"]))
+        root = sign.make_root(name, self.keys, 1, sign.Validity(), int(time.time()))
+        self.root.write_bytes(sign.sign_root(root, None, self.keys["root"]))
 
     def publish(self, tree: Tree) -> Manifest:
         """A revision that consists of `tree`, and of the directories above what it names."""
@@ -52,7 +52,7 @@ class SmallStore:
 
     def sign(self, ref: BlobRef, plain: bytes) -> None:
         """Make `plain`, stored as `ref`, the newest manifest, whatever it says."""
-        now_s, version, keys = int(time.time()), self.revision, self._keys
+        now_s, version, keys = int(time.time()), self.revision, self.keys
         targets = sign.make_targets(version, ref, plain, now_s, keys["targets"])
         snapshot = sign.make_snapshot(version, version, targets, now_s, keys["snapshot"])
         timestamp = sign.make_timestamp(version, version, snapshot, 7, now_s, keys["timestamp"])

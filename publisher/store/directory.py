@@ -14,7 +14,7 @@ from cvfs.errors import StatusError, StoreError
 from cvfs.format.blob import blob_path
 from cvfs.limits import MAX_BLOB_BYTES
 from cvfs.model import BlobRef
-from cvfs.trust.names import DIRECTORY, MAX_TIMESTAMP_BYTES
+from cvfs.trust.names import DIRECTORY, MAX_TARGETS_BYTES, MAX_TIMESTAMP_BYTES
 from cvfs.trust.names import TIMESTAMP as HEAD
 from publisher.store.base import HeadMovedError
 
@@ -73,7 +73,7 @@ class DirectoryStore:
             self._write(path, data, durable=True, move=_move_if_free)
             _sync_directory(f"{self._root}/{DIRECTORY}")
         except FileExistsError:
-            return self.get_metadata(path, len(data) + 1) == data
+            return self.get_metadata(path, MAX_TARGETS_BYTES) == data
         except OSError as error:
             raise self._error("cannot write", error) from error
         return True

@@ -1,0 +1,107 @@
+"""Trust on real mounts: what is refused, what goes on, and what is said of it."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cvfs.trust.names import TIMESTAMP
+from tests.command import Command, wait_until
+from tests.small_store import SmallStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SmallStore:
+    (tmp_path / "store").mkdir()
+    store = SmallStore(tmp_path / "store")
+    store.publish({b"file": b"one"})
+    store.root = store.root.rename(tmp_path / "elsewhere.json")  # where the command of the tests does not find it
+    return store
+
+
+@pytest.fixture
+def mnt(tmp_path: Path) -> Path:
+    (tmp_path / "mnt").mkdir()
+    return tmp_path / "mnt"
+
+
+@pytest.fixture
+def cvfs(tmp_path: Path) -> Iterator[Command]:
+    command = Command(tmp_path)
+    yield command
+    command.clean_up()
+
+
+def expire(store: SmallStore, seconds: float) -> None:
+    """Sign the timestamp so that it expires in `seconds`, to the second."""
+    import publisher.sign as sign
+
+    now_s = int(time.time() + seconds) - 86_400
+    data = sign.renew_timestamp((store.path / TIMESTAMP).read_bytes(), 1, now_s, store.keys["timestamp"])
+    (store.path / "new").write_bytes(data)
+    (store.path / "new").rename(store.path / TIMESTAMP)
+
+
+def test_without_a_root_nothing_is_mounted(cvfs: Command, store: SmallStore, mnt: Path) -> None:
+    assert "no root of trust for" in cvfs.refused("mount", store.path, mnt)
+    assert not cvfs.mounts()
+    assert not cvfs.processes()
+
+
+def test_the_wrong_root_is_refused(cvfs: Command, store: SmallStore, mnt: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = SmallStore(tmp_path / "other" / "store")
+    assert "cannot trust what" in cvfs.refused("mount", "--root", other.root, store.path, mnt)
+    assert "has no root with the SHA-256" in cvfs.refused("mount", "--root-sha256", "0" * 64, store.path, mnt)
+    assert not cvfs.mounts()
+
+
+def test_a_root_once_named_stays_known_and_is_shown(cvfs: Command, store: SmallStore, mnt: Path) -> None:
+    cvfs.ok("mount", "--root", store.root, store.path, mnt)
+    assert cvfs.status(mnt)["trust"]["root"] == f"file {store.root}"
+    cvfs.ok("umount", mnt)
+    store.root.unlink()
+    cvfs.ok("mount", store.path, mnt)
+    assert (mnt / "file").read_bytes() == b"one"
+    cvfs.ok("umount", mnt)
+
+
+def test_trust_on_first_use_is_shown(cvfs: Command, store: SmallStore, mnt: Path) -> None:
+    cvfs.ok("mount", "--trust-on-first-use", store.path, mnt)
+    assert cvfs.status(mnt)["trust"]["root"] == "on first use"
+    cvfs.ok("umount", mnt)
+
+
+def test_a_directory_of_roots(cvfs: Command, store: SmallStore, tmp_path: Path) -> None:
+    (tmp_path / "roots").mkdir()
+    (tmp_path / "roots" / f"{store.name}.root.json").write_bytes(store.root.read_bytes())
+    named = store.path.rename(tmp_path / store.name)
+    assert cvfs.ok("cat", named, "file", extra={"CVFS_ROOTS": str(tmp_path / "roots")}) == b"one"
+
+
+def test_expired_goes_on_and_says_so(cvfs: Command, store: SmallStore, mnt: Path) -> None:
+    cvfs.ok("mount", "--root", store.root, "--refresh", "0.3", store.path, mnt)
+    expire(store, 3)
+    wait_until(lambda: cvfs.status(mnt)["state"] == "expired")
+    assert (mnt / "file").read_bytes() == b"one"
+    assert cvfs("status", mnt).returncode == 1
+    assert cvfs.status(mnt)["trust"]["expired"] is True
+    wait_until(lambda: "was signed until" in cvfs.log())
+    assert cvfs.log().count("was signed until") == 1
+    expire(store, 3600)
+    wait_until(lambda: cvfs.status(mnt)["state"] == "ok")
+    cvfs.ok("umount", mnt)
+
+
+def test_expired_strictly_is_an_error(cvfs: Command, store: SmallStore, mnt: Path) -> None:
+    engine = ("--engine", "pyfuse3")
+    cvfs.ok("mount", "--root", store.root, "--refresh", "0.3", "--strict-freshness", *engine, store.path, mnt)
+    expire(store, 3)
+    wait_until(lambda: cvfs.status(mnt)["state"] == "expired")
+    with pytest.raises(OSError, match="Input/output error"):
+        (mnt / "never-looked-up").stat()
+    expire(store, 3600)
+    wait_until(lambda: cvfs.status(mnt)["state"] == "ok")
+    assert (mnt / "file").read_bytes() == b"one"
+    cvfs.ok("umount", mnt)
