@@ -12,7 +12,7 @@ import stat
 from typing import Protocol
 
 _BLOB = re.compile(r"data/[0-9a-f]{2}/[0-9a-f]{62}")
-_HEAD = re.compile(r"manifest\.json|metadata/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.json")
+_HEAD = re.compile(r"metadata/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\.json")
 # A head is what changes: a cache on the way may keep it this long, then it has to ask.
 _HEAD_CACHING = "public, max-age=5, must-revalidate"
 _BLOB_CACHING = "public, max-age=31536000, immutable"

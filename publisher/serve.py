@@ -191,9 +191,9 @@ def _open_store(directory: str | os.PathLike[str]) -> int:
         root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise StoreError(f"cannot serve {shown!r}: {error.strerror}") from error
-    if not {"manifest.json", "metadata"} & set(os.listdir(root)):
+    if "metadata" not in os.listdir(root):
         os.close(root)
-        raise StoreError(f"cannot serve {shown!r}: it is not a store (no manifest.json in it)")
+        raise StoreError(f"cannot serve {shown!r}: it is not a store (no metadata/ in it)")
     return root
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from cvfs.cache.directory import LAYOUT
+from cvfs.format.manifest import encode_manifest
 from cvfs.mount.request import may_allow_other
-from cvfs.trust.names import TIMESTAMP as HEAD
 from tests import servers
 from tests.command import Command, wait_until
 from tests.servers import FaultyServer
@@ -151,9 +151,9 @@ def test_web_page(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
     assert "it serves a web page" in refused(cvfs, server.url, mnt)
 
 
-def test_unknown_format(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
-    head = server.directory / HEAD
-    head.write_bytes(head.read_bytes().replace(b'"format": 1', b'"format": 9'))
+def test_unknown_format(cvfs: Command, server: FaultyServer, store: SmallStore, mnt: Path) -> None:
+    data = encode_manifest(store.publish({})).replace(b'"format": 1', b'"format": 9')
+    store.sign(store.put(data), data)
     assert "format version 9; this cvfs reads version 1" in refused(cvfs, server.url, mnt)
 
 
@@ -375,7 +375,7 @@ def test_status_says_what_there_is_to_know(cvfs: Command, server: FaultyServer, 
     assert {name: status[name] for name in expected} == expected
     assert status["cache"]["directory"] == str(cvfs.cache)
     assert status["fetcher"]["fetched_blobs"] == 2
-    assert status["transport"]["requests"] == 3
+    assert status["transport"]["requests"] == 7  # timestamp, root, snapshot, targets, manifest, page, pack
     assert os.fsencode(mnt) in cvfs("status").stdout
     assert b"fetcher.misses:" in cvfs.ok("status", mnt)
     assert "no repository is mounted on" in cvfs.refused("status", mnt.parent)

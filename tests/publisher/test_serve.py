@@ -26,7 +26,12 @@ def store(tmp_path: Path) -> Path:
     """A store, and beside it a secret."""
     (tmp_path / "secret").write_bytes(b"secret")
     store = tmp_path / "store"
-    for name, content in ((NAME, BODY), ("manifest.json", b"{}"), ("metadata/1.root.json", b"[]"), ("lock", b"")):
+    for name, content in (
+        (NAME, BODY),
+        ("metadata/timestamp.json", b"{}"),
+        ("metadata/1.root.json", b"[]"),
+        ("lock", b""),
+    ):
         (store / name).parent.mkdir(parents=True, exist_ok=True)
         (store / name).write_bytes(content)
     return store
@@ -76,15 +81,15 @@ def test_blob_is_immutable(client: http.client.HTTPConnection) -> None:
 
 
 def test_head_is_to_be_asked_for_again_and_changes_its_etag(client: http.client.HTTPConnection, store: Path) -> None:
-    status, body, headers = ask(client, "/manifest.json")
+    status, body, headers = ask(client, "/metadata/timestamp.json")
     assert (status, body, headers["Content-Type"]) == (200, b"{}", "application/json")
     assert headers["Cache-Control"].endswith("must-revalidate")
     first = headers["ETag"]
     for condition in (first, f'"x", W/{first}', "*"):
-        assert ask(client, "/manifest.json", If_None_Match=condition)[:2] == (304, b"")
+        assert ask(client, "/metadata/timestamp.json", If_None_Match=condition)[:2] == (304, b"")
     (store / "new").write_bytes(b"{ }")
-    (store / "new").rename(store / "manifest.json")
-    status, body, headers = ask(client, "/manifest.json", If_None_Match=first)
+    (store / "new").rename(store / "metadata/timestamp.json")
+    status, body, headers = ask(client, "/metadata/timestamp.json", If_None_Match=first)
     assert (status, body) == (200, b"{ }")
     assert headers["ETag"] != first
 
@@ -93,7 +98,7 @@ def test_metadata(client: http.client.HTTPConnection) -> None:
     assert ask(client, "/metadata/1.root.json?x=y")[:2] == (200, b"[]")
 
 
-@pytest.mark.parametrize("path", [f"/{NAME}", "/manifest.json", "/missing"])
+@pytest.mark.parametrize("path", [f"/{NAME}", "/metadata/timestamp.json", "/missing"])
 def test_method_head_says_the_same_without_a_body(client: http.client.HTTPConnection, path: str) -> None:
     status, _, headers = ask(client, path)
     head_status, body, head_headers = ask(client, path, "HEAD")
@@ -122,13 +127,13 @@ def test_method_head_says_the_same_without_a_body(client: http.client.HTTPConnec
         "/data/ab/" + "d" * 62,
         f"/{NAME}/x",
         f"/{NAME}%00",
-        "manifest.json%0a",
+        "metadata/timestamp.json%0a",
         "*",
     ],
 )
 def test_nothing_else_is_there(client: http.client.HTTPConnection, path: str) -> None:
     assert ask(client, path)[0] == 404
-    assert ask(client, "/manifest.json")[:2] == (200, b"{}")
+    assert ask(client, "/metadata/timestamp.json")[:2] == (200, b"{}")
 
 
 def link_file(store: Path) -> str:
@@ -170,7 +175,7 @@ def test_links_and_special_files_are_not_served(
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "CONNECT", "BREW"])
 def test_other_methods(server: StoreServer, method: str) -> None:
-    answer = raw(server.url, f"{method} /manifest.json HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    answer = raw(server.url, f"{method} /metadata/timestamp.json HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 405 ")
 
 
@@ -192,12 +197,12 @@ def test_bad_requests_end_their_own_connection(server: StoreServer, data: bytes)
         answer = b"HTTP/1.1 4"
     assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 505"))
     with closing(connect(server.url)) as client:
-        assert ask(client, "/manifest.json")[0] == 200
+        assert ask(client, "/metadata/timestamp.json")[0] == 200
 
 
 def test_body_of_a_request_is_not_taken_for_the_next_request(server: StoreServer) -> None:
-    inner = b"GET /manifest.json HTTP/1.1\r\n\r\n"
-    outer = b"GET /manifest.json HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(inner)
+    inner = b"GET /metadata/timestamp.json HTTP/1.1\r\n\r\n"
+    outer = b"GET /metadata/timestamp.json HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(inner)
     try:
         answer = raw(server.url, outer + inner)
     except ConnectionResetError:
@@ -207,13 +212,13 @@ def test_body_of_a_request_is_not_taken_for_the_next_request(server: StoreServer
 
 
 def test_http_1_0_ends_the_connection(server: StoreServer) -> None:
-    answer = raw(server.url, b"GET /manifest.json HTTP/1.0\r\n\r\n")
+    answer = raw(server.url, b"GET /metadata/timestamp.json HTTP/1.0\r\n\r\n")
     assert answer.endswith(b"Connection: close\r\n\r\n{}")
 
 
 def test_pipelined_requests_are_answered_in_order(server: StoreServer) -> None:
     one = b"GET /%b HTTP/1.1\r\n\r\n"
-    answer = raw(server.url, one % b"manifest.json" + one % NAME.encode() + b"GET /lock HTTP/1.0\r\n\r\n")
+    answer = raw(server.url, one % b"metadata/timestamp.json" + one % NAME.encode() + b"GET /lock HTTP/1.0\r\n\r\n")
     assert answer.count(b"HTTP/1.1 200") == 2
     assert BODY in answer
 
@@ -267,7 +272,7 @@ def test_file_that_shrinks_while_it_is_sent(server: StoreServer, store: Path) ->
 def test_ipv6(store: Path) -> None:
     with StoreServer(store, "::1") as server, closing(connect(server.url)) as client:
         assert server.url.startswith("http://[::1]:")
-        assert ask(client, "/manifest.json")[0] == 200
+        assert ask(client, "/metadata/timestamp.json")[0] == 200
 
 
 @pytest.mark.parametrize(("host", "clients"), [("::", ["127.0.0.1", "::1"]), ("0.0.0.0", ["127.0.0.1"])])
@@ -276,7 +281,7 @@ def test_all_addresses(store: Path, host: str, clients: list[str]) -> None:
         port = urlsplit(server.url).port
         for address in clients:
             with closing(http.client.HTTPConnection(address, port, timeout=5)) as client:
-                assert ask(client, "/manifest.json")[0] == 200
+                assert ask(client, "/metadata/timestamp.json")[0] == 200
 
 
 def test_address_that_cannot_be_listened_on_is_one_line(store: Path, server: StoreServer) -> None:
@@ -299,7 +304,7 @@ def test_what_is_not_a_store_is_one_line(tmp_path: Path) -> None:
 def test_close_lets_an_answer_finish_and_ends_idle_connections(store: Path) -> None:
     server = StoreServer(store)
     idle, busy = connect(server.url), connect(server.url)
-    ask(idle, "/manifest.json")
+    ask(idle, "/metadata/timestamp.json")
     os.truncate(store / NAME, 50_000_000)
     busy.request("GET", f"/{NAME}")
     response = busy.getresponse()
@@ -310,7 +315,7 @@ def test_close_lets_an_answer_finish_and_ends_idle_connections(store: Path) -> N
     assert not closer.is_alive()
     assert server.statistics().connections == 0
     with pytest.raises(ConnectionRefusedError):
-        ask(connect(server.url), "/manifest.json")
+        ask(connect(server.url), "/metadata/timestamp.json")
     idle.close()
     busy.close()
 
@@ -332,7 +337,7 @@ def test_nothing_stays_open(store: Path) -> None:
     before = count()
     for _ in range(3):
         with StoreServer(store) as server, closing(connect(server.url)) as client:
-            for path in (f"/{NAME}", "/manifest.json", "/data/ff/" + "f" * 62, "/metadata/x.json"):
+            for path in (f"/{NAME}", "/metadata/timestamp.json", "/data/ff/" + "f" * 62, "/metadata/x.json"):
                 ask(client, path)
     assert count() == before
 
@@ -349,7 +354,7 @@ def test_signal_stops_the_program_gracefully(store: Path, number: signal.Signals
         assert program.stdout is not None
         url = program.stdout.readline().strip()
         with closing(connect(url)) as client:
-            assert ask(client, "/manifest.json")[0] == 200
+            assert ask(client, "/metadata/timestamp.json")[0] == 200
             program.send_signal(number)
             out, err = program.communicate(timeout=10)
     assert (program.returncode, err) == (0, "")
