@@ -78,7 +78,7 @@ class Counters:
     fetched_blobs: int = 0
     fetched_bytes: int = 0
     uncached: int = 0
-    wrong_bytes: int = 0
+    integrity_errors: int = 0
 
 
 class Fetcher:
@@ -241,7 +241,7 @@ class Fetcher:
         try:
             data = pack.cut(piece)
         except IntegrityError:
-            self.counters.wrong_bytes += 1
+            self.counters.integrity_errors += 1
             raise
         if not pack.is_kept(piece):
             self._keep(pack, [piece, *neighbours()], lambda: None)
@@ -273,7 +273,7 @@ class Fetcher:
         try:
             with trio.CancelScope(shield=True):  # what was read is cached, also if its reader ends the client at once
                 wrong = await self._in_thread(pieces.store, self._cache, parts, pack.plain)
-            self.counters.wrong_bytes += len(wrong)
+            self.counters.integrity_errors += len(wrong)
             for error in wrong:
                 log.error("the publisher's fault: %s", error)
         except CacheError as error:
@@ -290,7 +290,7 @@ class Fetcher:
         try:
             stored = await self._mirrors.fetch_blob(ref, deadline - trio.current_time())
         except IntegrityError:
-            self.counters.wrong_bytes += 1
+            self.counters.integrity_errors += 1
             raise
         self.counters.fetched_blobs += 1
         self.counters.fetched_bytes += len(stored)

@@ -271,7 +271,7 @@ def test_error_names_id_and_source(full: World) -> None:
             await client.read(b"d1/f012")
         assert caught.value.wanted == pack.id.hex() != caught.value.got
         assert full.server.url in caught.value.source
-        assert client.fetcher.counters.wrong_bytes == 1
+        assert client.fetcher.counters.integrity_errors == 1
 
     full.run(work)
 

@@ -76,7 +76,7 @@ def test_false_content_id_is_refused_and_cannot_poison_the_cache(world: World, c
         assert await client.read(b"ok") == b"ok"
         with pytest.raises(IntegrityError):
             await client.read(b"lie")
-        assert client.fetcher.counters.wrong_bytes >= 2
+        assert client.fetcher.counters.integrity_errors >= 2
 
     run(world, manifest, work)
     world.store = good

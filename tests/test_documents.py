@@ -1,0 +1,39 @@
+"""The commands that the documents name exist, with the options that they give them."""
+
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ["README.md", "docs/operations.md", "docs/threats.md"]
+PROGRAMS = {"cvfs": "cvfs.cli", "cvfs-publisher": "publisher.cli"}
+_LINE = re.compile(r"^ {4}((?:cvfs|cvfs-publisher) [^#\n]*)", re.MULTILINE)
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    for document in DOCUMENTS:
+        for line in _LINE.findall((ROOT / document).read_text()):
+            yield document, line.partition("&&")[0].strip()
+
+
+@pytest.mark.parametrize(("document", "line"), sorted(set(commands())))
+def test_the_command_exists(document: str, line: str) -> None:
+    program, *words = shlex.split(line)
+    command: click.Command = importlib.import_module(PROGRAMS[program]).cli
+    context = click.Context(command)
+    while isinstance(command, click.Group):
+        found = command.get_command(context, words.pop(0))
+        assert found is not None, f"{document}: no such command: {line}"
+        command = found
+    options = {name for parameter in command.params for name in parameter.opts + parameter.secondary_opts}
+    unknown = [word for word in words if word.startswith("-") and word.partition("=")[0] not in options]
+    assert unknown == [], f"{document}: {line}"
+
+
+def test_there_are_commands() -> None:
+    assert len(list(commands())) > 20
