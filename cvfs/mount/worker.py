@@ -17,6 +17,7 @@ from cvfs.fuse.options import MountOptions
 from cvfs.model import Manifest
 from cvfs.mount.client import Client, open_repository, single
 from cvfs.mount.control import Answers, serve_control
+from cvfs.mount.heap import return_memory
 from cvfs.mount.logs import Recent
 from cvfs.mount.notify import notify
 from cvfs.mount.point import prepare_mount_point
@@ -39,6 +40,7 @@ def run_mount(request: MountRequest, recent: Recent, ready: Ready) -> None:
 
     Nothing is left behind however it ends. Raises CvfsError if it cannot be mounted.
     """
+    return_memory()
     try:
         trio.run(_serve, request, recent, ready)
     except BaseExceptionGroup as group:
