@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
     """Bytes of a large object from `offset` on."""
 
     offset: int
-    data: bytes
+    data: memoryview
     chunk_id: Digest
 
 
@@ -54,7 +54,7 @@ class LargeReader:
         self._hasher = blake3(max_threads=blake3.AUTO)
         self._cutter = FastCDC(avg_size=AVERAGE_CHUNK_BYTES, min_size=MIN_CHUNK_BYTES, max_size=MAX_CHUNK_BYTES)
         self._position = 0
-        self._rest = bytearray()
+        self._rest = b""
         self.is_done = False
         self.is_changed = False
 
@@ -92,7 +92,7 @@ class LargeReader:
             if is_hole:
                 chunks += self._cut(final=True)
             else:
-                self._rest += memoryview(window)[start:stop]
+                self._rest = b"".join((self._rest, memoryview(window)[start:stop]))
             self._position += stop - start
         return chunks + self._cut(final=False)
 
@@ -102,14 +102,14 @@ class LargeReader:
         if not rest or (not final and len(rest) < MAX_CHUNK_BYTES):
             return []
         offset = self._position - len(rest)
-        for piece in self._cutter.cut_buf(bytes(rest)):
+        for piece in self._cutter.cut_buf(rest):
             if not final and taken + MAX_CHUNK_BYTES > len(rest):
                 break
-            data = bytes(piece.data)
+            data = memoryview(rest)[taken : taken + len(piece.data)]
             if data[0] or data != bytes(len(data)):
                 chunks.append(Chunk(offset + taken, data, digest(data)))
             taken += len(data)
-        del rest[:taken]
+        self._rest = rest[taken:]
         return chunks
 
     def _next_data(self) -> int:

@@ -35,13 +35,13 @@ class Pack:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.parts: list[bytes] = []
+        self.parts: list[bytes | memoryview] = []
         self.members: list[tuple[Digest, int, int]] = []
         self.size_bytes = 0
         self.future: Future[Sealed] | None = None
         self.ref: BlobRef | None = None
 
-    def add(self, content_id: Digest, data: bytes) -> "InPack":
+    def add(self, content_id: Digest, data: bytes | memoryview) -> "InPack":
         offset = self.size_bytes
         self.parts.append(data)
         self.members.append((content_id, offset, len(data)))
@@ -105,7 +105,7 @@ class Packer:
         self._submit = submit
         self._pack: Pack | None = None
 
-    def add(self, content_id: Digest, data: bytes, number: int) -> InPack:
+    def add(self, content_id: Digest, data: bytes | memoryview, number: int) -> InPack:
         """The place of `data`, which belongs to path number `number`: what goes where depends on nothing else."""
         self.cut_before(number)
         pack = self._pack
@@ -141,7 +141,7 @@ class Shelf:
         self._pending: dict[Digest, InPack] = {}
         self.packer = packer
 
-    def place(self, content_id: Digest, data: bytes, number: int) -> tuple["InPack", bool]:
+    def place(self, content_id: Digest, data: bytes | memoryview, number: int) -> tuple["InPack", bool]:
         """Where `data` is or will be, and whether it is new. `number` is that of the path it belongs to."""
         place = self._pending.get(content_id)
         if place is not None:

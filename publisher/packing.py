@@ -60,7 +60,7 @@ class Packing:
                 return
             self._settle()
 
-    def _store(self, parts: list[bytes]) -> Sealed:
+    def _store(self, parts: list[bytes | memoryview]) -> Sealed:
         ref, stored = self._seal(b"".join(parts))
         return Sealed(ref, self._put_pack(ref, stored))
 

@@ -61,7 +61,8 @@ def _locate_large(index: Index, load: Load, entry: Entry) -> Content | None:
 
 
 class Pipeline:
-    """Publishes the contents of one tree. `executor`'s threads work for it, on at most `limit` batches."""
+    """Publishes the contents of one tree. `executor`'s threads work for it, on at most `limit` batches; `cutter`'s one
+    thread reads large files."""
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class Pipeline:
         packing: Packing,
         put_page: PutPage,
         executor: Executor,
+        cutter: Executor,
         limit: int,
         counts: Counts,
     ) -> None:
@@ -80,6 +82,7 @@ class Pipeline:
         self._packing = packing
         self._put_page = put_page
         self._executor = executor
+        self._cutter = cutter
         self._limit = limit
         self._counts = counts
         self._batch: list[Unread] = []
@@ -173,13 +176,13 @@ class Pipeline:
         """Read a large file, the next window while one is dealt with. False if it changed meanwhile."""
         place = Chunked(self._put_page, self._index.add_large)
         reader = LargeReader(self._source, file)
-        step = self._executor.submit(reader.step)
+        step = self._cutter.submit(reader.step)
         try:
             is_done = False
             while not is_done:
                 chunks, is_done = step.result(), reader.is_done
                 if not is_done:
-                    step = self._executor.submit(reader.step)
+                    step = self._cutter.submit(reader.step)
                 for chunk in chunks:
                     inside, is_new = self._packing.chunks.place(chunk.chunk_id, chunk.data, file.number)
                     place.add(chunk, inside)

@@ -14,6 +14,7 @@ from cvfs.format.tree import Root, Tree, build, diff, edit
 from cvfs.model import NO_CONTENT, BlobRef, Entry, Manifest, Record, split
 from publisher.graft import upserts
 from publisher.head import Head, advance, keys_of, online_signers, read_head, read_own_head
+from publisher.heap import keep_memory
 from publisher.history import Pages
 from publisher.index import BROKEN, Index, open_index, reset_index
 from publisher.keys import Keys
@@ -144,22 +145,24 @@ class _Publication:
 
     def build(self, watch: Watch) -> Root:
         """Store all contents and pages of the new tree."""
+        keep_memory()
         learn(self._index, self._old, self._pages)
         watch.begin(self._source, self.counts)
-        with ThreadPoolExecutor(self._options.workers, "publish") as executor:
+        # A thread of its own for large files: the next window must not queue behind the packs of those before it.
+        with ThreadPoolExecutor(self._options.workers, "publish") as executor, ThreadPoolExecutor(1, "cut") as cutter:
             try:
-                return self._build(executor, watch)
+                return self._build(executor, cutter, watch)
             except BaseException:
                 executor.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _build(self, executor: ThreadPoolExecutor, watch: Watch) -> Root:
+    def _build(self, executor: ThreadPoolExecutor, cutter: ThreadPoolExecutor, watch: Watch) -> Root:
         options, index, limit = self._options, self._index, 2 * self._options.workers
         put_pack = self._would_put if options.is_dry_run else self._store.put_blob
         packing = Packing(index, put_pack, options.level, executor, limit, self.counts)
         cache = StatCache(index, os.fsencode(self._source.path))
         scanner = Scanner(self._source, options.at, cache, lambda entry: locate(index, self._pages, entry))
-        pipeline = Pipeline(self._source, index, cache, packing, self._put_page, executor, limit, self.counts)
+        pipeline = Pipeline(self._source, index, cache, packing, self._put_page, executor, cutter, limit, self.counts)
         root = scanner.root(split(options.at)[1])
         records = pipeline.records(scanner.runs(), watch.tick)
         return self._assemble(root, records)
