@@ -215,7 +215,8 @@ def test_independent_reader_is_independent() -> None:
 
 
 def test_every_rule_has_a_vector_and_every_vector_a_rule() -> None:
-    rules = set(re.findall(r"^- \*\*([A-Z]\d+)\*\*", DOCUMENT.read_text(), re.MULTILINE))
+    # S rules are of signatures: the attacks in tests/trust hold them, a file alone cannot.
+    rules = set(re.findall(r"^- \*\*([A-RT-Z]\d+)\*\*", DOCUMENT.read_text(), re.MULTILINE))
     used = {headers["rule"] for path in PATHS if "rule" in (headers := Vector.read(path).headers)}
     assert rules == used
 
