@@ -14,7 +14,7 @@ import trio
 from benchmarks import trees
 from benchmarks.frame import Context, Report, drop_caches
 from benchmarks.sandbox import Sandbox, sandbox
-from cvfs.config import Settings
+from cvfs.config import Settings, Trust
 from cvfs.filesystem import FileSystem, Item
 from cvfs.inodes import ROOT_INODE
 from cvfs.mount.client import open_repository
@@ -64,7 +64,13 @@ async def _round(context: Context, box: Sandbox, url: str) -> dict[str, tuple[fl
 @asynccontextmanager
 async def _opened(box: Sandbox, url: str) -> AsyncIterator[FileSystem]:
     directory = box.directory
-    settings = Settings(directory / "cache", directory / "state", directory / "log", directory / "run")
+    settings = Settings(
+        directory / "cache",
+        directory / "state",
+        directory / "log",
+        directory / "run",
+        trust=Trust(root=directory / "keys/root.json"),
+    )
     async with open_repository(url, settings) as client:
         yield FileSystem(client.repository)
 
