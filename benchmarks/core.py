@@ -14,7 +14,7 @@ import trio
 from benchmarks import trees
 from benchmarks.frame import Context, Report, drop_caches
 from benchmarks.sandbox import Sandbox, sandbox
-from cvfs.config import Settings, Trust
+from cvfs.config import Settings
 from cvfs.filesystem import FileSystem, Item
 from cvfs.inodes import ROOT_INODE
 from cvfs.mount.client import open_repository
@@ -69,7 +69,7 @@ async def _opened(box: Sandbox, url: str) -> AsyncIterator[FileSystem]:
         directory / "state",
         directory / "log",
         directory / "run",
-        trust=Trust(root=directory / "keys/root.json"),
+        root=directory / "keys/root.json",
     )
     async with open_repository(url, settings) as client:
         yield FileSystem(client.repository)

@@ -2,12 +2,11 @@
 
 import errno
 import sys
-from pathlib import Path
 
 import click
 
 from cvfs.cli import common
-from cvfs.config import Settings, parse_location
+from cvfs.config import Settings
 from cvfs.errors import PathError
 
 BLOCK_BYTES = 4 << 20
@@ -19,14 +18,13 @@ BLOCK_BYTES = 4 << 20
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @common.revision_option
 @common.storage_options
-def command(url: str, paths: tuple[str, ...], revision: int | None, cache: Path | None, state_dir: Path | None) -> None:
+def command(url: str, paths: tuple[str, ...], revision: int | None) -> None:
     """Write the files PATH... of the repository at URL to standard output, one after the other.
 
     Symbolic links inside of the repository are followed. What is written was verified before.
     """
     common.setup_quiet_logging()
-    settings = common.make_settings(cache, state_dir)
-    location = parse_location(url)
+    location, settings = common.locate(url)
     common.run(lambda: _cat(location, settings, [common.path_bytes(path) for path in paths], revision))
     sys.stdout.buffer.flush()
 

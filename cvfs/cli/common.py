@@ -2,78 +2,77 @@
 
 import os
 import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import click
 
-from cvfs.config import Settings, Trust
+from cvfs.config import Configuration, Settings, read_configuration
+from cvfs.config.kinds import SWITCH
+from cvfs.config.settings import TABLE, Setting
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-
-_TRUST = "cvfs.trust"
-"""Where options of this kind wait until the settings are made."""
+NOTHING: Mapping[str, Any] = {}
 
 
-def storage_options(function: Function) -> Function:
-    """--cache and --state-dir, and where trust begins."""
-    state = click.option(
-        "--state-dir",
-        type=Path,
-        metavar="DIR",
-        help="Where the last good revision is remembered ($CVFS_STATE_DIR).",
-    )
-    cache = click.option("--cache", type=Path, metavar="DIR", help="The cache of this host ($CVFS_CACHE).")
-    return cache(state(_trust_options(function)))
+_OPTIONS = "cvfs.options"
+"""Where options that are settings wait until the configuration is read."""
+
+_STORAGE = ("cache", "state")
+_TRUST = ("root", "root_sha256", "trust_on_first_use", "name")
+_NETWORK = ("mirrors", "proxies", "ca", "credentials", "deadline_s")
 
 
-def _trust_options(function: Function) -> Function:
-    """--root, --root-sha256, --trust-on-first-use and --name. `make_settings` collects them."""
-    aside: dict[str, Any] = {"expose_value": False, "callback": _collect}
-    options = (
-        click.option(
-            "--root",
-            type=Path,
-            metavar="FILE",
-            help="The publisher's root.json ($CVFS_ROOT).",
-            **aside,
-        ),
-        click.option(
-            "--root-sha256", "sha256", metavar="HEX", help="The SHA-256 of a root.json that the mirror has.", **aside
-        ),
-        click.option(
-            "--trust-on-first-use",
-            "first_use",
-            is_flag=True,
-            help="Trust whoever answers now, and from then on only that one.",
-            **aside,
-        ),
-        click.option("--name", metavar="NAME", help="What the repository must be called.", **aside),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
+def setting_options(*names: str) -> Callable[[Function], Function]:
+    """An option for each of these settings. Commands need not know them: `locate` and `host_settings` do."""
+
+    def decorate(function: Function) -> Function:
+        for name in reversed(names):
+            function = _option(TABLE[name])(function)
+        return function
+
+    return decorate
 
 
-def _collect(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    """Keep an option's value aside: all commands have it, and none has to know."""
-    context.meta.setdefault(_TRUST, {})[parameter.name] = value
+def _option(setting: Setting) -> Callable[[Function], Function]:
+    kept_aside: dict[str, Any] = {"expose_value": False, "callback": _keep, "default": None}
+    about = setting.help + (f" [${setting.variable}]" if setting.variable else "")
+    if setting.kind is SWITCH:
+        word = setting.option.removeprefix("--")
+        return click.option(f"{setting.option}/--no-{word}", setting.name, help=about, **kept_aside)
+    name = setting.kind.metavar
+    return click.option(setting.option, setting.name, metavar=name, multiple=setting.is_list, help=about, **kept_aside)
 
 
-def _trust() -> Trust:
-    """What the options say; else the root named in the environment."""
+def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value is not None and value != ():
+        context.meta.setdefault(_OPTIONS, {})[parameter.name] = value
+
+
+storage_options = setting_options(*_STORAGE, *_TRUST, *_NETWORK)
+"""What every command has that reads a repository: where things are kept, where trust begins, how to get there."""
+
+mount_options = setting_options(*(setting.name for setting in TABLE.values() if setting.option))
+"""What a mount has: every setting there is."""
+
+
+def configuration(more: Mapping[str, Any] = NOTHING) -> Configuration:
+    """All layers of settings, with the options of the command that is being run, and `more`. Raises ConfigError."""
     context = click.get_current_context(silent=True)
-    said: dict[str, Any] = context.meta.get(_TRUST, {}) if context else {}
-    named = os.environ.get("CVFS_ROOT")
-    if named and not (said.get("root") or said.get("sha256") or said.get("first_use")):
-        said = {**said, "root": Path(named)}
-    if said.get("root"):
-        said = {**said, "root": said["root"].absolute()}
-    return Trust(**said)
+    said = context.meta.get(_OPTIONS, {}) if context else {}
+    return read_configuration({**said, **more})
+
+
+def locate(text: str) -> tuple[str, Settings]:
+    """The address of the repository that a user names, and the settings for it. Raises ConfigError."""
+    return configuration().locate(text)
+
+
+def host_settings() -> Settings:
+    """The settings of a command that needs no repository. Raises ConfigError."""
+    return configuration().settings()
 
 
 def revision_option(function: Function) -> Function:
@@ -82,15 +81,6 @@ def revision_option(function: Function) -> Function:
         "--revision", type=click.IntRange(min=0), metavar="N", help="An older revision instead of the newest."
     )
     return option(function)
-
-
-def make_settings(cache: Path | None, state_dir: Path | None) -> Settings:
-    settings = Settings(trust=_trust())
-    if cache is not None:
-        settings = replace(settings, cache=cache.absolute())
-    if state_dir is not None:
-        settings = replace(settings, state=state_dir.absolute())
-    return settings
 
 
 def run(function: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -5,13 +5,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cvfs.cli import common
-from cvfs.config import Settings, parse_location
+from cvfs.config import Settings
 from cvfs.errors import PathError
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ def command(
     recursive: bool,
     quiet: bool,
     revision: int | None,
-    cache: Path | None,
-    state_dir: Path | None,
 ) -> None:
     """Copy PATH of the repository at URL to DEST, or into it if DEST is a directory.
 
@@ -44,8 +41,7 @@ def command(
     name once it is complete. The root of the repository ("/") is copied as what it lists.
     """
     common.setup_quiet_logging()
-    settings = common.make_settings(cache, state_dir)
-    location = parse_location(url)
+    location, settings = common.locate(url)
     with _progress(quiet) as report:
         common.run(lambda: _copy(location, settings, path, target, recursive, revision, report))
 

@@ -3,13 +3,12 @@
 import stat
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cvfs.cli import common
-from cvfs.config import Settings, parse_location
+from cvfs.config import Settings
 
 if TYPE_CHECKING:
     from cvfs.model import Entry
@@ -33,8 +32,6 @@ def command(
     directory: bool,
     zero: bool,
     revision: int | None,
-    cache: Path | None,
-    state_dir: Path | None,
 ) -> None:
     """List PATH (default: the root) of the repository at URL, sorted by name.
 
@@ -43,8 +40,7 @@ def command(
     """
     common.setup_quiet_logging()
     lister = _Lister(long, recursive, directory, zero)
-    settings = common.make_settings(cache, state_dir)
-    location = parse_location(url)
+    location, settings = common.locate(url)
     common.run(lambda: lister.list(location, settings, common.path_bytes(path), revision))
     sys.stdout.buffer.flush()
 

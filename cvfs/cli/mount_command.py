@@ -3,7 +3,6 @@
 import gc
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,8 +10,14 @@ import click
 
 import cvfs
 from cvfs.cli import common
-from cvfs.config import parse_location
-from cvfs.mount.request import ENGINES, MountRequest, apply_options, choose_engine, encode_request
+from cvfs.mount.request import (
+    ENGINES,
+    MountRequest,
+    apply_options,
+    choose_engine,
+    encode_request,
+    settings_among,
+)
 
 
 @click.command("mount", epilog="Example: cvfs mount http://software.example.org /mnt/software")
@@ -26,12 +31,8 @@ from cvfs.mount.request import ENGINES, MountRequest, apply_options, choose_engi
 @click.option("--suid", is_flag=True, help="Let set-id bits count.")
 @click.option("--dev", is_flag=True, help="Let device files count.")
 @click.option("--log-file", type=Path, metavar="FILE", help="Where the daemon logs to.")
-@click.option("--strict-freshness", is_flag=True, help="Serve nothing while what is trusted has expired.")
-@click.option(
-    "--refresh", default=60.0, type=click.FloatRange(min=0.1), metavar="SECONDS", help="How often to ask for news."
-)
 @common.revision_option
-@common.storage_options
+@common.mount_options
 def command(
     url: str,
     directory: Path,
@@ -43,20 +44,16 @@ def command(
     suid: bool,
     dev: bool,
     log_file: Path | None,
-    strict_freshness: bool,
-    refresh: float,
     revision: int | None,
-    cache: Path | None,
-    state_dir: Path | None,
 ) -> None:
     """Mount the repository at URL on DIRECTORY, read-only, and return when it can be used.
 
-    URL is http://..., https://..., file://... or the directory of a store. DIRECTORY must be empty, unless -o
-    nonempty. A daemon serves the mount until `cvfs umount DIRECTORY`.
+    URL is http://..., https://..., file://..., the directory of a store, or the NAME of a configured repository.
+    DIRECTORY must be empty, unless -o nonempty. A daemon serves the mount until `cvfs umount DIRECTORY`.
     """
-    settings = replace(common.make_settings(cache, state_dir), strict_freshness=strict_freshness, refresh_s=refresh)
+    location, settings = common.configuration(settings_among(options)).locate(url)
     request = MountRequest(
-        url=parse_location(url),
+        url=location,
         directory=_resolve(directory),
         settings=settings,
         revision=revision,

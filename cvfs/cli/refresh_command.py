@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cvfs.config import Settings
+from cvfs.cli import common
 
 
 @click.command("refresh", epilog="Example: cvfs refresh /mnt/software")
@@ -14,5 +14,5 @@ def command(directory: Path) -> None:
     from cvfs.mount.changing import refresh_mount
     from cvfs.mount.runtime import Runtime
 
-    status = refresh_mount(directory.absolute(), Runtime(Settings().runtime))
+    status = refresh_mount(directory.absolute(), Runtime(common.host_settings().runtime))
     click.echo(f"{status['mountpoint']}: revision {status['revision']} of {status['repository']}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cvfs.config import Settings
+from cvfs.cli import common
 
 
 @click.command("reload", epilog="Example: pip install --upgrade cvfs && cvfs reload /mnt/software")
@@ -14,5 +14,5 @@ def command(directory: Path) -> None:
     from cvfs.mount.changing import reload_mount
     from cvfs.mount.runtime import Runtime
 
-    status = reload_mount(directory.absolute(), Runtime(Settings().runtime))
+    status = reload_mount(directory.absolute(), Runtime(common.host_settings().runtime))
     click.echo(f"{status['mountpoint']}: version {status['version']}, process {status['worker_pid']}")

@@ -10,7 +10,6 @@ import click
 
 from cvfs import terminal
 from cvfs.cli import common
-from cvfs.config import Settings
 
 _COLUMNS = ("MOUNTPOINT", "STATE", "REPOSITORY", "REVISION", "PUBLISHED", "ERRORS/H", "URL")
 
@@ -27,7 +26,7 @@ def command(directory: Path | None, as_json: bool) -> None:
     from cvfs.mount.overview import FOREIGN, list_mounts, mount_at
     from cvfs.mount.runtime import Runtime
 
-    runtime = Runtime(Settings().runtime)
+    runtime = Runtime(common.host_settings().runtime)
     mounts = list_mounts(runtime) if directory is None else [mount_at(directory.absolute(), runtime)]
     if as_json:
         terminal.print_json({"mounts": mounts})

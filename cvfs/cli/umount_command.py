@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cvfs.config import Settings
+from cvfs.cli import common
 
 
 @click.command("umount", epilog="Example: cvfs umount /mnt/software")
@@ -15,4 +15,4 @@ def command(directory: Path, lazy: bool) -> None:
     from cvfs.mount.runtime import Runtime
     from cvfs.mount.unmounting import unmount_and_wait
 
-    unmount_and_wait(directory.absolute(), Runtime(Settings().runtime), lazy=lazy)
+    unmount_and_wait(directory.absolute(), Runtime(common.host_settings().runtime), lazy=lazy)

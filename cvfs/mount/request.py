@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from cvfs.config import Settings
+from cvfs.config.settings import TABLE, Setting
 from cvfs.errors import ConfigError
 
 ENGINES = ("auto", "channel", "pyfuse3")
@@ -67,14 +68,38 @@ def choose_engine(name: str) -> str:
     return "channel" if (int(major), int(minor)) >= _CHANNEL_LINUX else "pyfuse3"
 
 
+def settings_among(options: Iterable[str]) -> dict[str, Any]:
+    """Those of the comma-separated words of mount(8) that are settings, as NAME=VALUE or NAME; by name.
+
+    What may be given several times is a list.
+    """
+    found: dict[str, Any] = {}
+    for setting, value in filter(None, map(_as_setting, _words(options))):
+        found[setting.name] = [*found.get(setting.name, ()), value] if setting.is_list else value
+    return found
+
+
+def _as_setting(word: str) -> tuple[Setting, str] | None:
+    name, given, value = word.partition("=")
+    setting = TABLE.get(name.replace("-", "_"))
+    return (setting, value if given else "true") if setting is not None else None
+
+
+def _words(options: Iterable[str]) -> list[str]:
+    return [word.strip() for text in options for word in text.split(",") if word.strip()]
+
+
 def apply_options(request: MountRequest, options: Iterable[str]) -> MountRequest:
-    """`request` as the comma-separated words of mount(8) change it. Raises ConfigError for one that means nothing."""
-    for word in (word.strip() for text in options for word in text.split(",")):
+    """`request` as the comma-separated words of mount(8) change it, the settings among them aside.
+
+    Raises ConfigError for a word that means nothing.
+    """
+    for word in _words(options):
         if word in _SETTERS:
             request = replace(request, **_SETTERS[word])
         elif word == "rw":
             raise ConfigError("a cvfs mount is read-only: leave out -o rw")
-        elif word and word not in _IGNORED and not word.startswith(("x-", "X-", "comment=")):
+        elif word not in _IGNORED and not word.startswith(("x-", "X-", "comment=")) and not _as_setting(word):
             raise ConfigError(f"unknown mount option {word!r}: known are {', '.join(sorted(_SETTERS))}")
     return request
 

@@ -1,0 +1,220 @@
+"""How the values of settings are written: in TOML, or as the text of an option or a variable of the environment.
+
+A parser takes either form, and the directory from which a relative path counts; it raises ValueError for what it
+cannot use, with a text that adds to what the kind says is wanted, or none.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Parser = Callable[[Any, Path], Any]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?B)?)?B?", re.IGNORECASE)
+_UNITS = "KMGTP"
+_SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|d)?")
+_IN_SECONDS = {None: 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_YES_NO = {"1": True, "yes": True, "true": True, "on": True, "0": False, "no": False, "false": False, "off": False}
+_ADDRESS = re.compile(r"(https?|file)://\S+")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+OTHERS = -1
+"""In a map of ids: every id that it does not name."""
+
+
+class Kind(NamedTuple):
+    """A way to write values: `wanted` completes "wanted ..." in an error, `metavar` stands in --help."""
+
+    wanted: str
+    parse: Parser
+    metavar: str
+
+
+def _path(value: Any, base: Path) -> Path:
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise ValueError
+    # Not resolved: what a link leads to may change.
+    return Path(os.path.normpath(base / Path(value).expanduser()))
+
+
+def _paths(value: Any, base: Path) -> tuple[Path, ...]:
+    parts = value.split(":") if isinstance(value, str) else _list(value)
+    return tuple(_path(part, base) for part in parts if part)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise ValueError
+    return list(value)
+
+
+def _text(value: Any, _: Path) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError
+    return value
+
+
+def _switch(value: Any, _: Path) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _YES_NO:
+        return _YES_NO[value.lower()]
+    raise ValueError
+
+
+def _seconds(value: Any, _: Path) -> float:
+    if isinstance(value, str) and (match := _SECONDS.fullmatch(value.strip())):
+        value = float(match[1]) * _IN_SECONDS[match[2]]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.1 <= value <= 1e9:
+        raise ValueError
+    return float(value)
+
+
+def _size(value: Any, _: Path) -> int:
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        base = 1000 if match[3] and match[3].lower() == "b" else 1024
+        value = int(float(match[1]) * (base ** (_UNITS.index(match[2].upper()) + 1) if match[2] else 1))
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError
+    return value
+
+
+def _size_or_share(value: Any, base: Path) -> int | float:
+    if isinstance(value, str) and value.strip().endswith("%"):
+        share = float(value.strip()[:-1]) / 100
+        if not 0 < share <= 1:
+            raise ValueError
+        return share
+    return _size(value, base)
+
+
+def _address(value: Any, _: Path) -> str:
+    if not isinstance(value, str) or not _ADDRESS.fullmatch(value):
+        raise ValueError
+    return value
+
+
+def _addresses(value: Any, base: Path) -> tuple[str, ...]:
+    parts = value.split() if isinstance(value, str) else _list(value)
+    return tuple(_address(part, base) for part in parts)
+
+
+def _proxies(value: Any, base: Path) -> tuple[tuple[str, ...], ...]:
+    """Groups: in TOML a list of lists, or of texts; in a text parted by ";", their members by "|"."""
+    groups = value.split(";") if isinstance(value, str) else _list(value)
+    members = [group.split("|") if isinstance(group, str) else _list(group) for group in groups if group]
+    return tuple(tuple(_proxy(member, base) for member in group) for group in members)
+
+
+def _proxy(value: Any, base: Path) -> str:
+    if isinstance(value, str) and value.strip() == "DIRECT":
+        return "DIRECT"
+    address = _address(value.strip() if isinstance(value, str) else value, base)
+    if address.startswith("file:"):
+        raise ValueError
+    return address
+
+
+def _user(value: Any, _: Path) -> int:
+    return _id(value, _user_named)
+
+
+def _group(value: Any, _: Path) -> int:
+    return _id(value, _group_named)
+
+
+def _id(value: Any, named: Callable[[str], int]) -> int:
+    if isinstance(value, str):
+        value = int(value) if value.isdecimal() else named(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 0xFFFFFFFF:
+        raise ValueError
+    return value
+
+
+def _user_named(name: str) -> int:
+    import pwd
+
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise ValueError(f"there is no user {name!r}") from None
+
+
+def _group_named(name: str) -> int:
+    import grp
+
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {name!r}") from None
+
+
+def _id_map(value: Any, base: Path) -> tuple[tuple[int, int], ...]:
+    """A table, or the name of a file with a line "FROM TO" for each; FROM "*" is every other id."""
+    if isinstance(value, str | Path):
+        value = _read_id_map(_path(value, base))
+    if not isinstance(value, dict):
+        raise ValueError
+    return tuple((OTHERS if key == "*" else _number(key), _number(to)) for key, to in value.items())
+
+
+def _number(value: Any) -> int:
+    return _id(value, int)
+
+
+def _read_id_map(path: Path) -> dict[str, str]:
+    found = {}
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if len(words) not in (0, 2):
+            raise ValueError(f"{path}:{number} is not two ids")
+        if words:
+            found[words[0]] = words[1]
+    return found
+
+
+def _variables(value: Any, _: Path) -> dict[str, str]:
+    if not isinstance(value, dict):
+        words = value.split() if isinstance(value, str) else _list(value)
+        value = dict(_pair(word) for word in words)
+    for name, text in value.items():
+        if not _VARIABLE.fullmatch(name) or not isinstance(text, str) or "\0" in text:
+            raise ValueError
+    return dict(value)
+
+
+def _pair(word: Any) -> tuple[str, str]:
+    if not isinstance(word, str) or "=" not in word:
+        raise ValueError
+    name, _, text = word.partition("=")
+    return name, text
+
+
+def one_of(*words: str) -> Kind:
+    def parse(value: Any, _: Path) -> str:
+        if value not in words:
+            raise ValueError
+        return str(value)
+
+    return Kind("one of " + ", ".join(words), parse, "|".join(words))
+
+
+PATH = Kind("a path", _path, "PATH")
+PATHS = Kind("a list of directories", _paths, "DIRS")
+TEXT = Kind("a text", _text, "TEXT")
+SWITCH = Kind("true or false", _switch, "")
+SECONDS = Kind("seconds, at least 0.1 (or a text like '5 min')", _seconds, "SECONDS")
+SIZE_OR_SHARE = Kind("bytes, a text like '20 GB', or a share like '80 %'", _size_or_share, "SIZE")
+ADDRESS = Kind("an address like http://server/path", _address, "URL")
+ADDRESSES = Kind("a list of addresses like http://server/path", _addresses, "URL")
+PROXIES = Kind("groups of proxies like [['http://a:3128', 'http://b:3128'], ['DIRECT']]", _proxies, "GROUPS")
+USER = Kind("a user's number or name", _user, "USER")
+GROUP = Kind("a group's number or name", _group, "GROUP")
+ID_MAP = Kind("a table of ids, like {1000 = 0, '*' = 65534}, or the name of a file of such lines", _id_map, "FILE")
+VARIABLES = Kind("a table of texts by name, like {COMPILER = 'gcc'}", _variables, "NAME=TEXT")

@@ -1,0 +1,192 @@
+"""Layers of settings, one over the other: defaults, files of the host, files of the user, environment, options.
+
+In a directory of files (/etc/cvfs, $XDG_CONFIG_HOME/cvfs), config.toml is for every repository and
+repositories.d/NAME.toml for one. All values are known before a command begins; nothing is read again later.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cvfs.config.settings import TABLE, Setting, Settings
+from cvfs.errors import ConfigError
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*", re.ASCII)
+_TRUST = ("root", "root_sha256", "trust_on_first_use")
+"""Who says one of these does not mean what a lower layer says of the others."""
+
+
+class Origin(NamedTuple):
+    """Where a value comes from: a file, or what `source` says."""
+
+    source: str
+    path: Path | None = None
+
+    def describe(self, name: str) -> str:
+        """For people; of a file, the line too."""
+        if self.path is None:
+            return self.source
+        from cvfs.config.toml_file import line_of
+
+        line = line_of(self.path, name)
+        return f"{self.path}:{line}" if line else str(self.path)
+
+
+DEFAULT = Origin("default")
+
+Layer = dict[str, tuple[Any, Origin]]
+"""Name of a setting: its value, and where it comes from."""
+
+
+class Configuration:
+    """The settings of this host and user, for any repository. Files are read when they are first needed."""
+
+    def __init__(self, directories: Sequence[Path], environment: Mapping[str, str], options: Mapping[str, Any]) -> None:
+        self._directories = directories
+        self._upper = _of_environment(environment) | _of_options(options)
+        self._files: dict[Path, Layer | None] = {}
+
+    def settings(self, name: str | None = None) -> Settings:
+        """What holds for the configured repository `name`, or without any. Raises ConfigError."""
+        return Settings(**{key: value for key, (value, _) in self.effective(name).items()})
+
+    def effective(self, name: str | None = None) -> Layer:
+        """The values that are not defaults, and where they come from. Raises ConfigError."""
+        values: Layer = {"name": (name, DEFAULT)} if name else {}
+        for directory in self._directories:
+            _lay(values, self._read(directory / "config.toml", "host"))
+            if name:
+                _lay(values, self._read(_file_of(directory, name), "repository"))
+        _lay(values, self._upper)
+        return values
+
+    def names(self) -> list[str]:
+        """The repositories that have a file, sorted; whether the file can be used is not asked."""
+        found: set[str] = set()
+        for directory in self._directories:
+            try:
+                files = os.listdir(directory / "repositories.d")
+            except OSError:
+                continue
+            found.update(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
+        return sorted(name for name in found if _NAME.fullmatch(name))
+
+    def has(self, name: str) -> bool:
+        """Whether a repository of this name is configured."""
+        return bool(_NAME.fullmatch(name)) and any(_file_of(each, name).exists() for each in self._directories)
+
+    def locate(self, text: str) -> tuple[str, Settings]:
+        """The address that a user means, and what holds for it: the name of a configured repository, an address, or
+        the directory of a store. Raises ConfigError."""
+        if "://" in text:
+            return text, self.settings()
+        if self.has(text):
+            settings = self.settings(text)
+            if settings.url is None:
+                raise ConfigError(f"{_file_of(self._directories[0], text)}: 'url' is missing")
+            return settings.url, settings
+        path = Path(text)
+        if not path.is_dir():
+            what = f"{text!r} is neither configured, nor an address (http://...), nor a directory"
+            known = ", ".join(self.names())
+            raise ConfigError(f"no such repository: {what}" + (f"; configured are {known}" if known else ""))
+        return path.absolute().as_uri(), self.settings()
+
+    def _read(self, path: Path, scope: str) -> Layer:
+        layer = self._files.get(path)
+        if layer is None:
+            layer = self._files[path] = _of_file(path, scope) if path.exists() else {}
+        return layer
+
+
+def read_configuration(options: Mapping[str, Any] | None = None) -> Configuration:
+    """The configuration that a command goes by; `options` are settings by name, as texts or values.
+
+    $CVFS_CONFIG names directories, parted by ":", instead of /etc/cvfs and $XDG_CONFIG_HOME/cvfs. Raises ConfigError.
+    """
+    return Configuration(config_directories(), os.environ, options or {})
+
+
+def config_directories() -> list[Path]:
+    """Where files of settings are looked for, later ones over earlier ones."""
+    named = os.environ.get("CVFS_CONFIG")
+    if named is not None:
+        return [Path(part).absolute() for part in named.split(":") if part]
+    user = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return [Path("/etc/cvfs"), Path(user, "cvfs")]
+
+
+def _file_of(directory: Path, name: str) -> Path:
+    return directory / "repositories.d" / f"{name}.toml"
+
+
+def _lay(values: Layer, layer: Layer) -> None:
+    """Put a layer over the others. Variables are joined; everything else is replaced."""
+    if any(layer[name][0] for name in _TRUST if name in layer):
+        for name in _TRUST:
+            values.pop(name, None)
+    below = values.get("variables")
+    values.update(layer)
+    if below and "variables" in layer:
+        value, origin = layer["variables"]
+        values["variables"] = {**below[0], **value}, origin
+
+
+def _of_file(path: Path, scope: str) -> Layer:
+    from cvfs.config.toml_file import read_toml
+
+    origin = Origin(str(path), path)
+    layer: Layer = {}
+    for name, value in (read_toml(path) or {}).items():
+        setting = TABLE.get(name)
+        if setting is None:
+            raise ConfigError(f"{origin.describe(name)}: unknown setting {name!r}{_similar(name)}")
+        if setting.scope not in ("any", scope):
+            where = "config.toml" if setting.scope == "host" else "repositories.d/NAME.toml"
+            raise ConfigError(f"{origin.describe(name)}: {name!r} belongs into {where}")
+        layer[name] = _parse(setting, value, path.parent, origin), origin
+    return layer
+
+
+def _of_environment(environment: Mapping[str, str]) -> Layer:
+    layer: Layer = {}
+    for setting in TABLE.values():
+        text = environment.get(setting.variable) if setting.variable else None
+        if text:
+            origin = Origin(f"environment {setting.variable}")
+            layer[setting.name] = _parse(setting, text, Path.cwd(), origin), origin
+    return layer
+
+
+def _of_options(options: Mapping[str, Any]) -> Layer:
+    layer: Layer = {}
+    for name, value in options.items():
+        setting = TABLE[name]
+        origin = Origin(f"option {setting.option}" if setting.option else "option")
+        layer[name] = _parse(setting, value, Path.cwd(), origin), origin
+    return layer
+
+
+def _parse(setting: Setting, value: Any, base: Path, origin: Origin) -> Any:
+    try:
+        return setting.kind.parse(value, base)
+    except ValueError as error:
+        reason = f" ({error})" if error.args else ""
+        where = origin.describe(setting.name)
+        raise ConfigError(f"{where}: {setting.name}: wanted {setting.kind.wanted}, not {value!r}{reason}") from None
+
+
+def _similar(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, TABLE, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def defaults() -> dict[str, Any]:
+    """What holds where nothing is said."""
+    settings = Settings()
+    return {each.name: getattr(settings, each.name) for each in fields(Settings)}
