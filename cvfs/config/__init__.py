@@ -5,6 +5,6 @@ each other; the rest is how values are written.
 """
 
 from cvfs.config.layers import Configuration, read_configuration
-from cvfs.config.settings import Settings, Trust
+from cvfs.config.settings import Settings
 
-__all__ = ["Configuration", "Settings", "Trust", "read_configuration"]
+__all__ = ["Configuration", "Settings", "read_configuration"]

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 Parser = Callable[[Any, Path], Any]
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?B)?)?B?", re.IGNORECASE)
+# Compiled when they are used: few commands do.
+_SIZE = r"(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?B)?)?B?"
 _UNITS = "KMGTP"
-_SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|d)?")
+_SECONDS = r"(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|d)?"
 _IN_SECONDS = {None: 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _YES_NO = {"1": True, "yes": True, "true": True, "on": True, "0": False, "no": False, "false": False, "off": False}
-_ADDRESS = re.compile(r"(https?|file)://\S+")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ADDRESS = r"(https?|file)://\S+"
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 OTHERS = -1
 """In a map of ids: every id that it does not name."""
@@ -65,7 +66,7 @@ def _switch(value: Any, _: Path) -> bool:
 
 
 def _seconds(value: Any, _: Path) -> float:
-    if isinstance(value, str) and (match := _SECONDS.fullmatch(value.strip())):
+    if isinstance(value, str) and (match := re.fullmatch(_SECONDS, value.strip())):
         value = float(match[1]) * _IN_SECONDS[match[2]]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.1 <= value <= 1e9:
         raise ValueError
@@ -73,7 +74,7 @@ def _seconds(value: Any, _: Path) -> float:
 
 
 def _size(value: Any, _: Path) -> int:
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+    if isinstance(value, str) and (match := re.fullmatch(_SIZE, value.strip(), re.IGNORECASE)):
         base = 1000 if match[3] and match[3].lower() == "b" else 1024
         value = int(float(match[1]) * (base ** (_UNITS.index(match[2].upper()) + 1) if match[2] else 1))
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -91,7 +92,7 @@ def _size_or_share(value: Any, base: Path) -> int | float:
 
 
 def _address(value: Any, _: Path) -> str:
-    if not isinstance(value, str) or not _ADDRESS.fullmatch(value):
+    if not isinstance(value, str) or not re.fullmatch(_ADDRESS, value):
         raise ValueError
     return value
 
@@ -184,7 +185,7 @@ def _variables(value: Any, _: Path) -> dict[str, str]:
         words = value.split() if isinstance(value, str) else _list(value)
         value = dict(_pair(word) for word in words)
     for name, text in value.items():
-        if not _VARIABLE.fullmatch(name) or not isinstance(text, str) or "\0" in text:
+        if not re.fullmatch(_VARIABLE, name) or not isinstance(text, str) or "\0" in text:
             raise ValueError
     return dict(value)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from cvfs.config.settings import TABLE, Setting, Settings
 from cvfs.errors import ConfigError
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*", re.ASCII)
+_NAME = r"[a-z0-9][a-z0-9.-]*"
 _TRUST = ("root", "root_sha256", "trust_on_first_use")
 """Who says one of these does not mean what a lower layer says of the others."""
 
@@ -72,11 +72,11 @@ class Configuration:
             except OSError:
                 continue
             found.update(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
-        return sorted(name for name in found if _NAME.fullmatch(name))
+        return sorted(name for name in found if re.fullmatch(_NAME, name))
 
     def has(self, name: str) -> bool:
         """Whether a repository of this name is configured."""
-        return bool(_NAME.fullmatch(name)) and any(_file_of(each, name).exists() for each in self._directories)
+        return bool(re.fullmatch(_NAME, name)) and any(_file_of(each, name).exists() for each in self._directories)
 
     def locate(self, text: str) -> tuple[str, Settings]:
         """The address that a user means, and what holds for it: the name of a configured repository, an address, or

@@ -54,16 +54,6 @@ def default_runtime() -> Path:
     return Path(session) / "cvfs" if session else Path(f"/tmp/cvfs-{os.geteuid()}")  # noqa: S108
 
 
-@dataclass(frozen=True, slots=True)
-class Trust:
-    """What the user says of a repository's root of trust: at most one of `root`, `sha256` and `first_use`."""
-
-    root: Path | None = None
-    sha256: str | None = None
-    first_use: bool = False
-    name: str | None = None
-
-
 def _setting(
     kind: Kind,
     scope: Scope,
@@ -162,11 +152,6 @@ class Settings:
     variables: dict[str, str] = _setting(
         kinds.VARIABLES, "any", "What $(NAME) in a symbolic link means.", dict, option="--variable", is_list=True
     )
-
-    @property
-    def trust(self) -> Trust:
-        """Where the trust in the repository begins."""
-        return Trust(self.root, self.root_sha256, self.trust_on_first_use, self.name)
 
 
 def _described(name: str, about: Any) -> Setting:

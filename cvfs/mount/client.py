@@ -59,10 +59,14 @@ async def open_repository(
 
 def _pin(url: str, settings: Settings, manifest: Manifest | None) -> Pin:
     """Where trust begins. Who goes on with a manifest that was trusted can do so when a root.json is gone."""
-    said = settings.trust
     try:
         return find_pin(
-            url, settings.roots, root=said.root, sha256=said.sha256, first_use=said.first_use, name=said.name
+            url,
+            settings.roots,
+            root=settings.root,
+            sha256=settings.root_sha256,
+            first_use=settings.trust_on_first_use,
+            name=settings.name,
         )
     except ConfigError as error:
         if manifest is None:
