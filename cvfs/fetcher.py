@@ -121,7 +121,7 @@ class Fetcher:
 
     def resolve(self, identity: Identity) -> int:
         """The inode number of what has this identity."""
-        return self._cache.index.resolve(identity)
+        return self._cache.index.resolve(self.numbering.seed, identity)
 
     # Pages
 

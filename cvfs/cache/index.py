@@ -11,7 +11,8 @@ import contextlib
 import logging
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from cvfs.cache import inode_table
@@ -46,7 +47,7 @@ class InodeIndex:
 
     def __init__(self, directory: CacheDirectory) -> None:
         self._lock = threading.Lock()
-        self._contested: dict[Identity, int] = {}
+        self._contested: dict[tuple[int, Identity], int] = {}
         self._touched = 0
         self._files: IndexFiles | None = None
         self._shared = False
@@ -70,7 +71,7 @@ class InodeIndex:
                 self._leave_disk(error)
                 self._put_leaf((numbering.seed, page), identities)
             self._trim_sometimes(sum(map(len, identities)))
-        return [self._numbers(group) for group in identities]
+        return [self._numbers(numbering.seed, group) for group in identities]
 
     def find(self, number: int) -> Place | None:
         """Where the record with this inode number stands; None if it was never adopted."""
@@ -83,9 +84,10 @@ class InodeIndex:
         owner = self._leaves.get(slot.page)
         return None if owner is None else Place(*owner, slot.position)
 
-    def resolve(self, identity: Identity) -> int:
-        """The inode number of `identity`: its own, or the one it was given because another file has that."""
-        return self._contested.get(identity, identity.number) if self._contested else identity.number
+    def resolve(self, seed: int, identity: Identity) -> int:
+        """The inode number of `identity` in the repository with this seed: its own, or the one it was given because
+        another file, or another repository's, has that."""
+        return self._contested.get((seed, identity), identity.number) if self._contested else identity.number
 
     def close(self) -> None:
         if self._files is not None:
@@ -104,30 +106,37 @@ class InodeIndex:
         page = self._leaves.number(owner)
         if page is None:
             page = self._leaves.add(owner)
-        position = 0
+        seed, position = owner[0], 0
+        is_ours = partial(self._owns, seed)
         for group in identities:
             for identity in group:
-                self._put(page, position, identity)
+                self._put(seed, page, position, identity, is_ours)
                 position += 1
 
-    def _put(self, page: int, position: int, identity: Identity) -> None:
-        number = self.resolve(identity)
+    def _put(self, seed: int, page: int, position: int, identity: Identity, is_ours: Callable[[int], bool]) -> None:
+        number = self.resolve(seed, identity)
         while True:
             try:
-                done = self._table.put(number, page, position, identity.check)
+                done = self._table.put(number, page, position, identity.check, is_ours)
             except Full:
                 self._grow()
                 continue
             if done:
                 return
             number = number + 1 & 0xFFFFFFFFFFFFFFFF or ROOT_INODE + 1
-            self._contested[identity] = number
+            self._contested[seed, identity] = number
             self._table.mark_contested()
             log.warning("inode number %#x is taken: %#x it is", identity.number, number)
 
-    def _numbers(self, identities: Sequence[Identity]) -> Sequence[int]:
+    def _owns(self, seed: int, page: int) -> bool:
+        """Whether a leaf is of the repository with this seed, or of none. Hashes alone do not tell: a publisher could
+        make an entry whose 80 bits are those of another's file, and the kernel would take the one for the other."""
+        owner = self._leaves.get(page)
+        return owner is None or owner[0] == seed
+
+    def _numbers(self, seed: int, identities: Sequence[Identity]) -> Sequence[int]:
         if self._contested:
-            return array("Q", [self.resolve(identity) for identity in identities])
+            return array("Q", [self.resolve(seed, identity) for identity in identities])
         return array("Q", [identity.number for identity in identities])
 
     def _follow(self) -> None:

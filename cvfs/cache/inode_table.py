@@ -9,7 +9,7 @@ thousand keys in a thousand random places, and a copy-on-write tree rewrites a p
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -78,10 +78,12 @@ class InodeTable:
                 return Slot(number, page - 1, position, check)
         return None
 
-    def put(self, number: int, page: int, position: int, check: int) -> bool:
-        """Put a slot there, in place of an older one with its number and check.
+    def put(
+        self, number: int, page: int, position: int, check: int, may_replace: Callable[[int], bool] = lambda page: True
+    ) -> bool:
+        """Put a slot there, in place of an older one with its number and check, if `may_replace` that one's page.
 
-        False if the number is there with another check: then nothing was put. Raises Full.
+        False if the number is there with another check, or page: then nothing was put. Raises Full.
         """
         unpack, buffer, mask = _SLOT.unpack_from, self._map, self._mask
         first = number & mask
@@ -92,7 +94,7 @@ class InodeTable:
                 self._count_one()
             elif found != number:
                 continue
-            elif other != check:
+            elif other != check or (taken != page + 1 and not may_replace(taken - 1)):
                 return False
             _SLOT.pack_into(buffer, offset, number, page + 1, position, check)
             return True

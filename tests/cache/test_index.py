@@ -160,6 +160,22 @@ def test_contested_numbers_are_told_apart(directory: CacheDirectory, monkeypatch
         assert adopt(ours, serial) == found
 
 
+def test_no_repository_takes_the_number_of_another(directory: CacheDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one whose entries were made to have the very hashes of another's."""
+    ours, theirs = InodeIndex(directory), InodeIndex(directory)
+    numbers = adopt(ours, 1)
+    forged = NUMBERING.entries(b"d", leaf(1)[1].groups[0].entries)
+    evil = Numbering("evil.example.org")
+    monkeypatch.setattr(evil, "entries", lambda *_: forged, raising=False)
+    for index in (ours, theirs, InodeIndex(directory)):
+        [others] = index.adopt(evil, *leaf(2))
+        assert not set(others) & set(numbers)
+        check(index, 1, numbers)
+        assert {index.find(number).repository for number in others} == {evil.seed}  # type: ignore[union-attr]
+        assert list(others) == [index.resolve(evil.seed, identity) for identity in forged]
+        assert adopt(index, 1) == numbers
+
+
 def test_last_number_is_followed_by_the_first_that_is_free_for_use() -> None:
     table = inode_table.in_memory(64)
     last = (1 << 64) - 1
@@ -210,7 +226,8 @@ def test_damaged_files_are_no_obstacle(directory: CacheDirectory, name: str, dam
     first.close()
     damage(files(directory) / name)  # type: ignore[operator]
     index = InodeIndex(directory)
-    assert adopt(index, 1) == numbers
+    if (name, damage) != ("pages", corrupt_header):  # that makes the numbers another repository's
+        assert adopt(index, 1) == numbers
     check(index, 1, adopt(index, 1))
     check(index, 2, adopt(index, 2))
     if name == "table.1" and damage in (corrupt_header, cut, empty, impossible_capacity):
