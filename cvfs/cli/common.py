@@ -60,9 +60,13 @@ mount_options = setting_options(*(setting.name for setting in TABLE.values() if 
 
 def configuration(more: Mapping[str, Any] = NOTHING) -> Configuration:
     """All layers of settings, with the options of the command that is being run, and `more`. Raises ConfigError."""
+    return read_configuration({**options_said(), **more})
+
+
+def options_said() -> dict[str, Any]:
+    """The settings that are options of the command that is being run, as they were typed."""
     context = click.get_current_context(silent=True)
-    said = context.meta.get(_OPTIONS, {}) if context else {}
-    return read_configuration({**said, **more})
+    return dict(context.meta.get(_OPTIONS, {})) if context else {}
 
 
 def locate(text: str) -> tuple[str, Settings]:

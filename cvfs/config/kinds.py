@@ -85,7 +85,7 @@ def _size(value: Any, _: Path) -> int:
 def _size_or_share(value: Any, base: Path) -> int | float:
     if isinstance(value, str) and value.strip().endswith("%"):
         share = float(value.strip()[:-1]) / 100
-        if not 0 < share <= 1:
+        if not 0 < share < 1:
             raise ValueError
         return share
     return _size(value, base)
@@ -152,13 +152,13 @@ def _group_named(name: str) -> int:
         raise ValueError(f"there is no group {name!r}") from None
 
 
-def _id_map(value: Any, base: Path) -> tuple[tuple[int, int], ...]:
+def _id_map(value: Any, base: Path) -> dict[int, int]:
     """A table, or the name of a file with a line "FROM TO" for each; FROM "*" is every other id."""
     if isinstance(value, str | Path):
         value = _read_id_map(_path(value, base))
     if not isinstance(value, dict):
         raise ValueError
-    return tuple((OTHERS if key == "*" else _number(key), _number(to)) for key, to in value.items())
+    return {OTHERS if key == "*" else _number(key): _number(to) for key, to in value.items()}
 
 
 def _number(value: Any) -> int:

@@ -7,7 +7,6 @@ repositories.d/NAME.toml for one. All values are known before a command begins; 
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +45,7 @@ class Configuration:
 
     def __init__(self, directories: Sequence[Path], environment: Mapping[str, str], options: Mapping[str, Any]) -> None:
         self._directories = directories
-        self._upper = _of_environment(environment) | _of_options(options)
+        self._upper = _of_environment(environment), _of_options(options)
         self._files: dict[Path, Layer | None] = {}
 
     def settings(self, name: str | None = None) -> Settings:
@@ -59,8 +58,9 @@ class Configuration:
         for directory in self._directories:
             _lay(values, self._read(directory / "config.toml", "host"))
             if name:
-                _lay(values, self._read(_file_of(directory, name), "repository"))
-        _lay(values, self._upper)
+                _lay(values, self._read(file_of(directory, name), "repository"))
+        for layer in self._upper:
+            _lay(values, layer)
         return values
 
     def names(self) -> list[str]:
@@ -72,34 +72,45 @@ class Configuration:
             except OSError:
                 continue
             found.update(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
-        return sorted(name for name in found if re.fullmatch(_NAME, name))
+        return sorted(name for name in found if is_name(name))
 
     def has(self, name: str) -> bool:
         """Whether a repository of this name is configured."""
-        return bool(re.fullmatch(_NAME, name)) and any(_file_of(each, name).exists() for each in self._directories)
+        return bool(self.files(name))
+
+    def files(self, name: str) -> list[Path]:
+        """The files of a configured repository, later ones over earlier ones."""
+        if not is_name(name):
+            return []
+        return [path for path in (file_of(each, name) for each in self._directories) if path.exists()]
 
     def locate(self, text: str) -> tuple[str, Settings]:
         """The address that a user means, and what holds for it: the name of a configured repository, an address, or
         the directory of a store. Raises ConfigError."""
-        if "://" in text:
-            return text, self.settings()
-        if self.has(text):
-            settings = self.settings(text)
-            if settings.url is None:
-                raise ConfigError(f"{_file_of(self._directories[0], text)}: 'url' is missing")
-            return settings.url, settings
-        path = Path(text)
-        if not path.is_dir():
-            what = f"{text!r} is neither configured, nor an address (http://...), nor a directory"
-            known = ", ".join(self.names())
-            raise ConfigError(f"no such repository: {what}" + (f"; configured are {known}" if known else ""))
-        return path.absolute().as_uri(), self.settings()
+        if not self.has(text):
+            return address_of(text, self.names()), self.settings()
+        settings = self.settings(text)
+        if settings.url is None:
+            raise ConfigError(f"{self.files(text)[-1]}: 'url' is missing")
+        return settings.url, settings
 
     def _read(self, path: Path, scope: str) -> Layer:
         layer = self._files.get(path)
         if layer is None:
             layer = self._files[path] = _of_file(path, scope) if path.exists() else {}
         return layer
+
+
+def address_of(text: str, names: Sequence[str] = ()) -> str:
+    """`text` if it is an address, or that of the directory of a store which it names. Raises ConfigError, which tells
+    what `names` would have been known."""
+    if "://" in text:
+        return text
+    path = Path(text)
+    if not path.is_dir():
+        what = f"{text!r} is neither configured, nor an address (http://...), nor a directory"
+        raise ConfigError(f"no such repository: {what}" + (f"; configured: {', '.join(names)}" if names else ""))
+    return path.absolute().as_uri()
 
 
 def read_configuration(options: Mapping[str, Any] | None = None) -> Configuration:
@@ -119,7 +130,21 @@ def config_directories() -> list[Path]:
     return [Path("/etc/cvfs"), Path(user, "cvfs")]
 
 
-def _file_of(directory: Path, name: str) -> Path:
+def is_name(text: str) -> bool:
+    """Whether a repository could be called so, and so could a file of its settings."""
+    return re.fullmatch(_NAME, text) is not None
+
+
+def own_directory() -> Path:
+    """The directory of files that this user writes: root the first one, others the last."""
+    directories = config_directories()
+    if not directories:
+        raise ConfigError("CVFS_CONFIG names no directory to write to")
+    return directories[0 if os.geteuid() == 0 else -1]
+
+
+def file_of(directory: Path, name: str) -> Path:
+    """Where a repository is configured in a directory of files."""
     return directory / "repositories.d" / f"{name}.toml"
 
 
@@ -184,9 +209,3 @@ def _similar(name: str) -> str:
 
     close = difflib.get_close_matches(name, TABLE, 1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def defaults() -> dict[str, Any]:
-    """What holds where nothing is said."""
-    settings = Settings()
-    return {each.name: getattr(settings, each.name) for each in fields(Settings)}

@@ -147,8 +147,8 @@ class Settings:
     uid: int | None = _setting(kinds.USER, "any", "Whom all files belong to.")
     gid: int | None = _setting(kinds.GROUP, "any", "Which group all files belong to.")
     own: bool = _setting(kinds.SWITCH, "any", "All files belong to who mounts.", False)
-    uid_map: tuple[tuple[int, int], ...] = _setting(kinds.ID_MAP, "any", "Other numbers for users.", ())
-    gid_map: tuple[tuple[int, int], ...] = _setting(kinds.ID_MAP, "any", "Other numbers for groups.", ())
+    uid_map: dict[int, int] = _setting(kinds.ID_MAP, "any", "Other numbers for users.", dict)
+    gid_map: dict[int, int] = _setting(kinds.ID_MAP, "any", "Other numbers for groups.", dict)
     variables: dict[str, str] = _setting(
         kinds.VARIABLES, "any", "What $(NAME) in a symbolic link means.", dict, option="--variable", is_list=True
     )
