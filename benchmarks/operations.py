@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import peers, trees
 from benchmarks.frame import Context, Report, Target, drop_caches
-from benchmarks.sandbox import Sandbox, sandbox
+from benchmarks.sandbox import Mount, Sandbox, sandbox
 
 Operation = Callable[[int, str], object]
 """Does it once: with a name in the directory that a descriptor is open on."""
@@ -75,6 +75,7 @@ def measure(context: Context) -> Report:
         box.publish(tree)
         with box.serve() as url:
             samples = [_round(context, box, url, tree) for _ in range(context.runs)]
+            messages = _messages(box, url, tree) if "channel" in context.engines else {}
     for key in dict.fromkeys(key for round_ in samples for key in round_):
         who, operation, state = key
         values = [round_[key] for round_ in samples if key in round_]
@@ -82,6 +83,8 @@ def measure(context: Context) -> Report:
         report.add(f"{operation}, {STATES[state]}", who, "us", values, target)
     order = [f"{operation}, {what}" for operation in OPERATIONS for what in STATES.values()]
     report.rows.sort(key=lambda row: order.index(row.what))
+    for operation, count in messages.items():
+        report.add("messages to the daemon for each, hot", f"cvfs channel, {operation}", "", count, Target(0))
     report.notes.append(
         "'dropped' is drop_caches=2: for ext4 the inode is then read from the block cache, not from the disk."
     )
@@ -102,6 +105,23 @@ def _round(context: Context, box: Sandbox, url: str, tree: Path) -> dict[tuple[s
                         drop_caches(2)
                     found[who, operation, state] = _median_us(top / directory, counts[directory], action)
     return found
+
+
+def _messages(box: Sandbox, url: str, tree: Path) -> dict[str, float]:
+    """How many requests the kernel sends for one operation, when it has seen all names and bytes before."""
+    found = {}
+    with box.mount(url, "channel") as mount:
+        for operation, (directory, action) in OPERATIONS.items():
+            count = len(os.listdir(tree / directory))
+            for _ in range(2):
+                before = _requests(mount)
+                _median_us(mount.directory / directory, count, action)
+                found[operation] = (_requests(mount) - before) / count
+    return found
+
+
+def _requests(mount: Mount) -> int:
+    return sum(mount.status()["requests"].values())
 
 
 def _subjects(context: Context, box: Sandbox, url: str, tree: Path) -> dict[str, Mounted]:

@@ -13,6 +13,11 @@ def walk(top: Path) -> float:
     return timed(lambda: subprocess.run(argv, check=True, stdout=subprocess.DEVNULL))
 
 
+def find(top: Path) -> float:
+    """All names."""
+    return timed(lambda: subprocess.run(["find", str(top)], check=True, stdout=subprocess.DEVNULL))
+
+
 def read(top: Path) -> float:
     """All bytes, by one tar. Through a pipe: tar does not read what it writes to /dev/null."""
     return timed(lambda: _wait([_tar(top, ["."])]))
@@ -21,6 +26,18 @@ def read(top: Path) -> float:
 def read_in_parallel(top: Path, names: list[list[str]]) -> float:
     """All bytes, by a tar for each share of the files."""
     return timed(lambda: _wait([_tar(top, share) for share in names]))
+
+
+def stream(top: Path) -> float:
+    """All bytes of some large files, one after the other, as dd reads them."""
+    return timed(lambda: [_stream(path) for path in sorted(top.iterdir())])
+
+
+def _stream(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        room = memoryview(bytearray(1 << 20))
+        while file.readinto(room):
+            pass
 
 
 def shares(top: Path, count: int) -> list[list[str]]:

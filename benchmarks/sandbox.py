@@ -100,8 +100,8 @@ class Sandbox:
                 server.terminate()
 
     @contextmanager
-    def mount(self, url: str, engine: str) -> Iterator[Mount]:
-        self.command("cvfs", "mount", url, str(self.mount_point), "--engine", engine)
+    def mount(self, url: str, engine: str, *options: str) -> Iterator[Mount]:
+        self.command("cvfs", "mount", url, str(self.mount_point), "--engine", engine, *options)
         try:
             yield Mount(self.mount_point, self)
         finally:
@@ -120,6 +120,12 @@ def sandbox(work: Path) -> Iterator[Sandbox]:
         finally:
             if os.path.ismount(made.mount_point):
                 subprocess.run(["umount", "--lazy", str(made.mount_point)], check=False)
+
+
+def cpu_s(pid: int) -> float:
+    """What a process has used so far, its threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _session(pid: int) -> int:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.frame import Context, drop_caches
-from benchmarks.sandbox import Mount, Sandbox
+from benchmarks.sandbox import Mount, Sandbox, cpu_s
 
 Measure = Callable[[Path], float]
 Samples = dict[str, dict[str, list[float]]]
 """State: subject: samples."""
+
+CPU = "CPU of the client"
+"""What a row's task ends with that has CPU seconds: those of all its processes, whatever else the machine did."""
 
 STATES = {
     "cold": "cold: never seen by this host, over loopback",
@@ -31,10 +34,18 @@ class Visits:
 
     def __init__(self) -> None:
         self.samples: Samples = {state: {} for state in STATES}
+        self.cpu: Samples = {state: {} for state in STATES}
         self.traffic: dict[str, dict[str, list[float]]] = {"requests": {}, "MB": {}}
 
     def add(self, state: str, who: str, seconds: float) -> None:
         self.samples[state].setdefault(who, []).append(seconds)
+
+    def add_ours(self, state: str, who: str, mount: Mount, measure: Measure) -> None:
+        """A sample, and the CPU seconds that all processes of the client have spent meanwhile."""
+        processes = mount.processes()
+        before = sum(map(cpu_s, processes))
+        self.add(state, who, measure(mount.directory))
+        self.cpu[state].setdefault(who, []).append(sum(map(cpu_s, processes)) - before)
 
     def add_traffic(self, who: str, mount: Mount) -> None:
         transport = mount.status()["transport"]
@@ -60,15 +71,15 @@ def visit_cvfs(context: Context, visits: Visits, box: Sandbox, url: str, engine:
     who = f"cvfs {engine}"
     box.forget_cache()
     with box.mount(url, engine) as mount:
-        visits.add("cold", who, measure(mount.directory))
+        visits.add_ours("cold", who, mount, measure)
         visits.add_traffic(who, mount)
     with box.mount(url, engine) as mount:
-        visits.add("local", who, measure(mount.directory))
-        visits.add("hot", who, measure(mount.directory))
+        visits.add_ours("local", who, mount, measure)
+        visits.add_ours("hot", who, mount, measure)
     if context.can_drop_caches:
         with box.mount(url, engine) as mount:
             drop_caches()
-            visits.add("dropped", who, measure(mount.directory))
+            visits.add_ours("dropped", who, mount, measure)
 
 
 def visit_local(context: Context, visits: Visits, tree: Path, measure: Measure) -> None:

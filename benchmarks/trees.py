@@ -3,6 +3,8 @@
 import os
 import random
 import shutil
+import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,6 +38,7 @@ _PARTS = (
 """(directory, at most so many files, at most so many bytes). What is missing in one is taken from those below it."""
 
 _LARGE = 24 * MIB
+_NOT_OF_A_LIBRARY = ("test", "tests", "site-packages", "config-*", "ensurepip", "idlelib", "lib2to3", "__pycache__")
 
 
 @dataclass(slots=True)
@@ -110,6 +113,36 @@ def operations(context: Context) -> Path:
                 (directory / f"name{place:02}").touch()
 
     return _kept(context, f"operations-{count}", make)
+
+
+def python(context: Context) -> Path:
+    """The running interpreter's library, with scipy installed into it but for a smoke run; compiled."""
+    library = Path(sysconfig.get_path("stdlib"))
+
+    def make(top: Path) -> None:
+        copy = top / "lib" / library.name
+        shutil.copytree(library, copy, symlinks=True, ignore=shutil.ignore_patterns(*_NOT_OF_A_LIBRARY))
+        if not context.smoke:
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target"]
+            subprocess.run([*pip, str(copy / "site-packages"), "scipy"], check=True)
+        argv = ["-m", "compileall", "-q", str(copy)]
+        subprocess.run([sys.executable, *argv], check=False, stdout=subprocess.DEVNULL)
+
+    return _kept(context, f"python-{context.pick(1, 0)}", make)
+
+
+def entries(context: Context) -> Path:
+    """20,000 entries: empty files, 100 in each directory."""
+    count = context.pick(198, 2)
+
+    def make(top: Path) -> None:
+        for number in range(count):
+            directory = top / f"{number:04}"
+            directory.mkdir()
+            for place in range(100):
+                (directory / f"file{place:02}").touch()
+
+    return _kept(context, f"entries-{count * 101}", make)
 
 
 def _kept(context: Context, name: str, make: Callable[[Path], None]) -> Path:
