@@ -19,6 +19,8 @@ class PathError(CvfsError):
         shown = os.fsdecode(path)
         super().__init__(f"{os.strerror(number)}: {shown!r}" if shown else os.strerror(number))
         self.errno = number
+        self.lasting_s: float | None = None
+        """For how long this answer may be believed; None: as long as the revision is the same."""
 
 
 class StaleInodeError(PathError):
@@ -63,6 +65,14 @@ class TransportError(CvfsError):
 
 class UnreachableError(TransportError):
     """No connection: name not found, refused, reset, TLS handshake failed."""
+
+
+class ProxyError(UnreachableError):
+    """The HTTP proxy on the way is to blame: no connection to it, or it refuses this client. `proxy` is its address."""
+
+    def __init__(self, url: str, proxy: str, reason: str) -> None:
+        super().__init__(url, f"proxy {proxy}: {reason}")
+        self.proxy = proxy
 
 
 class StatusError(TransportError):

@@ -249,7 +249,7 @@ def fleet(store: Path) -> Iterator[list[FaultyServer]]:
 
 def run(urls: list[str], action: Callable[[Mirrors], Awaitable[T]]) -> T:
     async def main() -> T:
-        with closing(Transport(user_agent="test", proxies={}, read_timeout_s=1)) as transport:
+        with closing(Transport(user_agent="test", read_timeout_s=1)) as transport:
             return await action(Mirrors(transport, urls))
 
     return trio.run(main)
@@ -424,7 +424,7 @@ def test_success_ends_a_row_of_failures(fleet: list[FaultyServer]) -> None:
     clock = Clock()
 
     async def fetch() -> None:
-        with closing(Transport(user_agent="test", proxies={})) as transport:
+        with closing(Transport(user_agent="test")) as transport:
             mirrors = Mirrors(transport, [fleet[0].url], clock=clock)
             for _ in range(2 * BREAKER_FAILURES):
                 fleet[0].misbehave(servers.status("500 Oops"), times=1)
@@ -438,7 +438,7 @@ def test_cancelled_test_of_a_mirror_is_left_to_the_next_fetch(fleet: list[Faulty
     clock = Clock()
 
     async def fetch() -> None:
-        with closing(Transport(user_agent="test", proxies={})) as transport:
+        with closing(Transport(user_agent="test")) as transport:
             mirrors = Mirrors(transport, [fleet[0].url], clock=clock)
             fleet[0].misbehave(servers.status("500 Oops"))
             with pytest.raises(StatusError):

@@ -26,15 +26,28 @@ from hypothesis import strategies as st
 from cvfs.errors import (
     ConfigError,
     IntegrityError,
+    ProxyError,
     StatusError,
     TooLargeError,
     TooSlowError,
     TruncatedError,
     UnreachableError,
 )
-from cvfs.transport import Response, Transport, check_base_url, check_url
+from cvfs.transport import (
+    DIRECT,
+    ENVIRONMENT,
+    Credentials,
+    Response,
+    Transport,
+    check_base_url,
+    check_proxy,
+    check_url,
+    load_credentials,
+    origin_of,
+)
 from cvfs.transport.attempt import Attempt
-from cvfs.transport.url import find_redirect, same_origin
+from cvfs.transport.connect import Connector, in_turns
+from cvfs.transport.url import find_redirect
 from tests import servers
 from tests.servers import FaultyServer
 
@@ -58,7 +71,7 @@ def transport() -> Iterator[Transport]:
 
 
 def make_transport(**options: Any) -> Transport:
-    return Transport(user_agent="cvfs-test", **{"proxies": {}, **options})
+    return Transport(user_agent="cvfs-test", **options)
 
 
 def get(transport: Transport, url: str, **options: Any) -> Response:
@@ -187,6 +200,63 @@ def test_next_address_of_a_host_is_tried(
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", p)) for p in (port, server.port)]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
         assert get(transport, "http://two.example/blob").data == BODY
+
+
+@pytest.mark.parametrize("silent", [servers.silent_port, servers.refusing_port])
+def test_dead_ipv6_costs_a_quarter_of_a_second_once(
+    server: FaultyServer, transport: Transport, monkeypatch: pytest.MonkeyPatch, silent: Any
+) -> None:
+    """An AAAA record that leads nowhere, before an A record that is right."""
+    asked: list[Any] = []
+    with dead_ipv6(silent) as dead:
+        found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", dead)] * 3
+        found += [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", server.port))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: asked.append(1) or found)
+        first_s = elapsed_s(lambda: get(transport, "http://two.example/blob"))
+        server.misbehave(servers.raw(b""), times=1)  # the kept connection is closed: another is made
+        again_s = elapsed_s(lambda: get(transport, "http://two.example/blob"))
+    assert first_s < 0.25 + SLACK_S
+    assert again_s < 0.25
+    assert len(asked) == server.connections == 2
+
+
+@contextlib.contextmanager
+def dead_ipv6(port: Any) -> Iterator[Any]:
+    """The IPv6 form of an IPv4 address that does not answer: as dead, and needs no network that blackholes."""
+    with port() as number:
+        yield ("::ffff:127.0.0.1", number, 0, 0)
+
+
+def test_families_take_turns() -> None:
+    six, four = socket.AF_INET6, socket.AF_INET
+    found: list[Any] = [(family, 1, 6, number) for number, family in enumerate([six, six, six, four, four])]
+    assert [address[3] for address in in_turns(found, None)] == [0, 3, 1, 4, 2]
+    assert [address[3] for address in in_turns(found, four)] == [3, 0, 4, 1, 2]
+    assert in_turns([], four) == []
+
+
+def test_host_without_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
+    with pytest.raises(OSError, match="assign"):
+        Connector().connect("host", 1, (), time.monotonic() + 1, lambda opened: None)
+
+
+def test_resolver_that_has_gone_leaves_what_it_said_before(
+    server: FaultyServer, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", server.port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    get(transport, "http://known.example/blob")
+    transport.close()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    assert get(transport, "http://known.example/blob").data == BODY
+    assert server.connections == 2
+    with pytest.raises(UnreachableError, match="name resolution"):
+        get(transport, "http://unknown.example/blob")
 
 
 def test_check_runs_in_the_worker_thread_and_its_error_is_raised(server: FaultyServer, transport: Transport) -> None:
@@ -529,7 +599,7 @@ def test_body_of_a_redirect_is_not_read(server: FaultyServer, transport: Transpo
 
 
 def test_credentials_stay_with_their_origin(server: FaultyServer, tmp_path: Path) -> None:
-    transport = make_transport(auth=("user", "päss"))
+    transport = make_transport(credentials=Credentials({server.url: ("user", "päss")}))
     with FaultyServer(tmp_path) as other:
         server.misbehave(servers.redirect(f"{other.url}/blob"), path="/away")
         server.misbehave(servers.redirect("/blob"), path="/near")
@@ -540,8 +610,75 @@ def test_credentials_stay_with_their_origin(server: FaultyServer, tmp_path: Path
     transport.close()
 
 
+def test_what_was_encrypted_stays_encrypted(tls_server: FaultyServer, certificate: Path, server: FaultyServer) -> None:
+    transport = make_transport(ca_file=str(certificate))
+    tls_server.misbehave(servers.redirect(f"{server.url}/blob"), path="/down")
+    server.misbehave(servers.redirect(f"{tls_server.url}/blob"), path="/up")
+    with pytest.raises(StatusError, match="redirect"):
+        get(transport, f"{tls_server.url}/down")
+    assert not server.requests
+    assert get(transport, f"{server.url}/up").data == BODY
+    transport.close()
+
+
+CREDENTIALS = """
+["https://software.example.org"]
+token = "t0p"
+["http://proxy.example.org:3128"]
+user = "node"
+password = "s3cret"
+"""
+
+
+def write_credentials(directory: Path, text: str, mode: int = 0o600) -> Path:
+    path = directory / "credentials.toml"
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_credentials_file(tmp_path: Path) -> None:
+    credentials = load_credentials(write_credentials(tmp_path, CREDENTIALS))
+    assert credentials.find("https://software.example.org/data/ab/cd") == "Bearer t0p"
+    assert credentials.find("http://PROXY.example.org:3128") == "Basic bm9kZTpzM2NyZXQ="
+    for other in ("http://software.example.org/", "https://software.example.org:8443/", "https://example.org/"):
+        assert credentials.find(other) is None
+    assert "t0p" not in repr(credentials)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        (CREDENTIALS, 0o640),
+        (CREDENTIALS, 0o604),
+        (CREDENTIALS + "s3cret", 0o600),
+        ('["software.example.org"]\ntoken = "s3cret"', 0o600),
+        ('["http://a/path"]\ntoken = "s3cret"', 0o600),
+        ('["file:///"]\ntoken = "s3cret"', 0o600),
+        ('["http://a"]\ntoken = "s3cret"\nuser = "s3cret"', 0o600),
+        ('["http://a"]\nuser = "s3:cret"\npassword = "s3cret"', 0o600),
+        ('["http://a"]\ntoken = "s3cret\\n"', 0o600),
+        ('["http://a"]\ntoken = 3', 0o600),
+        ('"http://a" = "s3cret"', 0o600),
+    ],
+)
+def test_credentials_file_that_is_not_taken(tmp_path: Path, text: str, mode: int) -> None:
+    path = write_credentials(tmp_path, text, mode)
+    with pytest.raises(ConfigError) as caught:
+        load_credentials(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "s3" not in message
+    assert "\n" not in message
+
+
+def test_credentials_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_credentials(tmp_path / "none")
+
+
 def test_bearer_token(server: FaultyServer) -> None:
-    transport = make_transport(auth="secret")
+    transport = make_transport(credentials=Credentials({server.url: "secret"}))
     get(transport, f"{server.url}/blob")
     assert server.seen[0].headers["authorization"] == "Bearer secret"
     transport.close()
@@ -561,46 +698,79 @@ def test_cookies_and_netrc_are_not_used(
 # Proxies and TLS
 
 
-def test_proxy_is_asked_for_the_whole_address(server: FaultyServer) -> None:
-    transport = make_transport(proxies={"http": server.url})
-    assert get(transport, "http://mirror.example/blob").data == BODY
+def test_proxy_is_asked_for_the_whole_address(server: FaultyServer, transport: Transport) -> None:
+    assert get(transport, "http://mirror.example/blob", proxy=server.url).data == BODY
     assert server.requests == {"http://mirror.example/blob": 1}
-    transport.close()
 
 
-def test_proxy_of_the_environment(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_of_the_environment(server: FaultyServer, transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", server.url)
     monkeypatch.setenv("no_proxy", "direct.invalid")
-    transport = make_transport(proxies=None)
     get(transport, "http://mirror.example/blob")
     for host in ("127.0.0.1", "localhost"):  # not through it: this machine itself
         get(transport, f"http://{host}:{server.port}/blob")
     with pytest.raises(UnreachableError):
         get(transport, "http://direct.invalid/blob")
     assert server.requests == {"http://mirror.example/blob": 1, "/blob": 2}
-    transport.close()
+    with pytest.raises(UnreachableError):
+        get(transport, "http://mirror.invalid/blob", proxy=DIRECT)
 
 
 def test_dead_proxy(transport: Transport) -> None:
     with servers.refusing_port() as port:
-        transport = make_transport(proxies={"http": f"http://127.0.0.1:{port}", "https": f"http://127.0.0.1:{port}"})
         for scheme in ("http", "https"):
-            with pytest.raises(UnreachableError, match="refused"):
-                get(transport, f"{scheme}://mirror.example/blob")
-        transport.close()
+            with pytest.raises(ProxyError, match=f"127.0.0.1:{port}: connection refused"):
+                get(transport, f"{scheme}://mirror.example/blob", proxy=f"http://127.0.0.1:{port}")
 
 
-def test_proxy_hanging_in_a_tunnel(server: FaultyServer) -> None:
-    transport = make_transport(proxies={"https": server.url})
+def test_proxy_that_takes_no_connection(transport: Transport) -> None:
+    transport = make_transport(connect_timeout_s=0.1)
+    with servers.silent_port() as port, pytest.raises(ProxyError, match="no connection"):
+        get(transport, "http://mirror.example/blob", proxy=f"http://127.0.0.1:{port}")
+    transport.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_proxy_that_refuses_this_client(server: FaultyServer, transport: Transport, scheme: str) -> None:
+    server.misbehave(servers.status("407 Proxy Authentication Required"))
+    with pytest.raises(ProxyError, match="407"):
+        get(transport, f"{scheme}://mirror.example/blob", proxy=server.url)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(("line", "retryable"), [("503 Service Unavailable", True), ("403 Forbidden", False)])
+def test_what_a_proxy_says_of_a_server_is_not_its_own_fault(
+    server: FaultyServer, transport: Transport, scheme: str, line: str, retryable: bool
+) -> None:
+    server.misbehave(servers.status(line))
+    with pytest.raises(StatusError, match=line[:3]) as caught:
+        get(transport, f"{scheme}://mirror.example/blob", proxy=server.url)
+    assert caught.value.retryable == retryable
+
+
+def test_credentials_of_a_proxy_are_for_it_alone(server: FaultyServer) -> None:
+    transport = make_transport(credentials=Credentials({server.url: ("node", "secret")}))
+    get(transport, "http://mirror.example/blob", proxy=server.url)
+    headers = server.seen[0].headers
+    assert headers["proxy-authorization"] == "Basic bm9kZTpzZWNyZXQ="
+    assert "authorization" not in headers
+    server.misbehave(servers.status("503 Oops"))
+    with pytest.raises(StatusError):
+        get(transport, "https://mirror.example/blob", proxy=server.url)
+    assert server.seen[1].path == "mirror.example:443"
+    assert server.seen[1].headers["proxy-authorization"] == "Basic bm9kZTpzZWNyZXQ="
+    transport.close()
+
+
+def test_proxy_hanging_in_a_tunnel(server: FaultyServer, transport: Transport) -> None:
     server.misbehave(servers.drip_head())
 
     async def fetch_and_wait() -> None:
         with pytest.raises(TooSlowError):
-            await transport.get("https://mirror.example/blob", max_bytes=10, deadline_s=0.3)
+            await transport.get("https://mirror.example/blob", max_bytes=10, deadline_s=0.3, proxy=server.url)
         await wait_until_idle(transport)
 
     assert elapsed_s(lambda: trio.run(fetch_and_wait)) < 0.3 + SLACK_S
-    transport.close()
 
 
 @pytest.fixture(scope="module")
@@ -763,7 +933,25 @@ def test_any_location_is_followed_to_http_or_not_at_all(text: str) -> None:
     assert target is None or target.startswith(("http://", "https://"))
 
 
-def test_same_origin() -> None:
-    assert same_origin("http://host/a", "http://HOST:80/b")
-    for other in ("https://host/a", "http://host:81/a", "http://other/a", "http://host.other/a"):
-        assert not same_origin("http://host/a", other)
+def test_origin() -> None:
+    assert origin_of("http://HOST/a?b#c") == origin_of("http://host:80") == "http://host:80"
+    assert origin_of("https://[::1]/") == "https://[::1]:443"
+    assert origin_of("file:///a") == "file://"
+    others = ("https://host/a", "http://host:81/a", "http://other/a", "http://host.other/a", "http://host@evil/")
+    assert "http://host:80" not in map(origin_of, others)
+
+
+@pytest.mark.parametrize(
+    "address", ["squid:3128", "https://squid:3128", "http://squid/x", "http://a:b@squid", "direct"]
+)
+def test_proxy_address_that_cannot_be(address: str) -> None:
+    with pytest.raises(ConfigError):
+        check_proxy(address)
+
+
+def test_proxy_addresses() -> None:
+    assert [check_proxy(proxy) for proxy in ("http://squid:3128/", DIRECT, ENVIRONMENT)] == [
+        "http://squid:3128",
+        DIRECT,
+        ENVIRONMENT,
+    ]

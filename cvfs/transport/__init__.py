@@ -15,10 +15,24 @@ import trio
 from cvfs.errors import CvfsError, TooLargeError
 from cvfs.transport import file
 from cvfs.transport.attempt import Attempt
-from cvfs.transport.http import Auth, Http
-from cvfs.transport.url import check_base_url, check_url
+from cvfs.transport.credentials import Auth, Credentials, load_credentials
+from cvfs.transport.http import Http
+from cvfs.transport.url import DIRECT, ENVIRONMENT, check_base_url, check_proxy, check_url, origin_of
 
-__all__ = ["Auth", "Response", "Statistics", "Transport", "check_base_url", "check_url"]
+__all__ = [
+    "DIRECT",
+    "ENVIRONMENT",
+    "Auth",
+    "Credentials",
+    "Response",
+    "Statistics",
+    "Transport",
+    "check_base_url",
+    "check_proxy",
+    "check_url",
+    "load_credentials",
+    "origin_of",
+]
 
 Result = tuple[bytes, str | None, bool]
 """Data, ETag, not modified."""
@@ -26,12 +40,15 @@ Result = tuple[bytes, str | None, bool]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a server gave: `data`, or nothing if `not_modified` (what `etag` of the request names is still current)."""
+    """What a server gave: `data`, or nothing if `not_modified` (what `etag` of the request names is still current).
+
+    `latency_s` is how long it took from the question, on a connection that stood, to the end of the answer.
+    """
 
     data: bytes
     etag: str | None
     not_modified: bool
-    elapsed_s: float
+    latency_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +69,7 @@ class Transport:
 
     `limit` is how many requests may be under way; 16 is a guess, good for 200 requests a second at 80 ms each.
     A connection has to stand within `connect_timeout_s`, and then bytes have to come at least every `read_timeout_s`.
-    `ca_file`: certificates to trust instead of the system's. `proxies` maps "http" and "https" to a proxy's address;
-    None is what the environment says, {} is none. `auth` goes to every origin asked, not to where that redirects.
+    `ca_file`: certificates to trust instead of the system's. `credentials` go to the origins they belong to.
 
     Raises ConfigError: `ca_file` cannot be used.
     """
@@ -66,8 +82,7 @@ class Transport:
         read_timeout_s: float = 10,
         limit: int = 16,
         ca_file: str | None = None,
-        proxies: Mapping[str, str] | None = None,
-        auth: Auth | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self._read_timeout_s = read_timeout_s
         self._limiter = trio.CapacityLimiter(limit)
@@ -77,8 +92,7 @@ class Transport:
             read_timeout_s=read_timeout_s,
             limit=limit,
             ca_file=ca_file,
-            proxies=proxies,
-            auth=auth,
+            credentials=credentials or Credentials({}),
         )
         self._requests = self._received_bytes = 0
         self._errors: Counter[str] = Counter()
@@ -93,16 +107,17 @@ class Transport:
         etag: str | None = None,
         fresh: bool = False,
         check: Callable[[bytes, str], object] | None = None,
+        proxy: str = ENVIRONMENT,
     ) -> Response:
         """The body that `url` has, at most `max_bytes`, or exactly `exact_bytes`, within `deadline_s` from now.
 
         The deadline covers all: waiting for a thread, name, connection, redirects, body. With `etag`, a body that is
         still the same is not sent again. `fresh` makes caches on the way ask the origin. `check(data, url)` runs in the
-        worker thread; what it raises is raised here.
+        worker thread; what it raises is raised here. `proxy` is the address of one, DIRECT or ENVIRONMENT.
 
-        Raises ConfigError (`url`), IntegrityError (sent encoded), and of TransportError: UnreachableError, StatusError,
-        TruncatedError, TooLargeError, TooSlowError. Always a checkpoint; cancelled: the caller is released at once, and
-        the connection is closed.
+        Raises ConfigError (`url`), IntegrityError (sent encoded), and of TransportError: UnreachableError (ProxyError
+        where a proxy is to blame), StatusError, TruncatedError, TooLargeError, TooSlowError. Always a checkpoint;
+        cancelled: the caller is released at once, and the connection is closed.
         """
         check_url(url)
         if exact_bytes is not None and exact_bytes > max_bytes:
@@ -117,14 +132,14 @@ class Transport:
         )
         self._requests += 1
         try:
-            work = partial(self._work, attempt, etag, fresh, check)
+            work = partial(self._work, attempt, etag, fresh, check, proxy)
             data, found, not_modified = await self._run(attempt, work, deadline_s)
         except CvfsError as error:
             self._errors[type(error).__name__] += 1
             raise
         finally:
             self._received_bytes += attempt.received_bytes
-        return Response(data, found, not_modified, time.monotonic() - started)
+        return Response(data, found, not_modified, time.monotonic() - attempt.asked_at)
 
     def statistics(self) -> Statistics:
         """Counts at this moment."""
@@ -135,9 +150,17 @@ class Transport:
         self._http.close()
 
     def _work(
-        self, attempt: Attempt, etag: str | None, fresh: bool, check: Callable[[bytes, str], object] | None
+        self,
+        attempt: Attempt,
+        etag: str | None,
+        fresh: bool,
+        check: Callable[[bytes, str], object] | None,
+        proxy: str,
     ) -> Result:
-        result = file.get(attempt, etag) if attempt.url.startswith("file:") else self._http.get(attempt, etag, fresh)
+        if attempt.url.startswith("file:"):
+            result = file.get(attempt, etag)
+        else:
+            result = self._http.get(attempt, etag, fresh, proxy)
         if check is not None and not result[2]:
             check(result[0], attempt.url)
         return result

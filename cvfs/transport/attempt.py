@@ -18,6 +18,7 @@ from typing import Any
 import trio
 
 from cvfs.errors import TooLargeError, TooSlowError, TruncatedError
+from cvfs.transport.connect import Connector
 
 BLOCK_BYTES = 256 * 1024
 
@@ -26,6 +27,8 @@ class Attempt:
     """A GET of `url` that may bring `limit_bytes` (exactly that many, if `exact`) until `deadline`.
 
     `deadline` is in time.monotonic(). Made by the caller, used by one worker thread; `abort` alone is for the caller.
+    What is known of its course: `reached`, a server or proxy took the connection; `connected`, that can be used;
+    `asked_at`, when the question was sent; `answered`, its body has begun.
     """
 
     # One lock for all: a kept-alive connection passes from one attempt to the next.
@@ -34,7 +37,8 @@ class Attempt:
     def __init__(self, url: str, *, limit_bytes: int, exact: bool, deadline: float, read_timeout_s: float) -> None:
         self.url = url
         self.received_bytes = 0
-        self.connected = self.answered = self.reuses = False
+        self.reached = self.connected = self.answered = self.reuses = False
+        self.asked_at = time.monotonic()
         self._limit_bytes, self._exact = limit_bytes, exact
         self._deadline, self._read_timeout_s = deadline, read_timeout_s
         self._aborted = False
@@ -59,26 +63,18 @@ class Attempt:
         """The error that says so; `received_bytes` tells a slow server from a dead one."""
         return TooSlowError(self.url, f"{reason} ({self.received_bytes} bytes came)", self.received_bytes)
 
-    def open_socket(self, host: str, port: int, timeout_s: float, options: Any) -> socket.socket:
+    def open_socket(self, connector: Connector, host: str, port: int, timeout_s: float, options: Any) -> socket.socket:
         """A TCP connection to the first address of `host` that answers within `timeout_s`. Raises OSError."""
-        failure: OSError = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            opened = socket.socket(family, kind, protocol)
-            try:
-                self.watch(opened)
-                opened.settimeout(min(timeout_s, self.time_left_s()))
-                for option in options or ():
-                    opened.setsockopt(*option)
-                opened.connect(address)
-            except OSError as error:
-                opened.close()
-                failure = error
-            except BaseException:
-                opened.close()
-                raise
-            else:
-                return opened
-        raise failure
+        started = time.monotonic()
+        timeout_s = min(timeout_s, self.time_left_s())
+        opened = connector.connect(host, port, options or (), started + timeout_s, self._watch_connecting)
+        opened.settimeout(min(timeout_s, self.time_left_s()))
+        self.reached = True
+        return opened
+
+    def _watch_connecting(self, opened: socket.socket) -> None:
+        self.time_left_s()  # a caller that has left has shut the last one down, to wake us
+        self.watch(opened)
 
     def watch(self, watched: socket.socket, connection: Any = None) -> None:
         """From now on the request depends on `watched`, the socket of `connection` once that is usable.

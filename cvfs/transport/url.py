@@ -6,6 +6,12 @@ from urllib.parse import SplitResult, unquote_to_bytes, urljoin, urlsplit
 
 from cvfs.errors import ConfigError
 
+DIRECT = "DIRECT"
+"""Among proxies: none at all."""
+
+ENVIRONMENT = "ENVIRONMENT"
+"""Among proxies: the one that http_proxy, https_proxy and no_proxy mean for an address, or none."""
+
 SCHEMES = ("http", "https", "file")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
@@ -27,19 +33,41 @@ def check_base_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def check_proxy(address: str) -> str:
+    """The address of a proxy, without a trailing slash, or DIRECT or ENVIRONMENT. Raises ConfigError."""
+    if address in (DIRECT, ENVIRONMENT):
+        return address
+    checked = check_base_url(address)
+    if not checked.startswith("http://") or checked.count("/") != 2:
+        raise ConfigError(f"cannot use the proxy {address!r}: wanted http://host:port")
+    return checked
+
+
 def find_redirect(url: str, location: str) -> str | None:
-    """Where the answer `Location: location` to a request for `url` leads; None if it must not be followed."""
+    """Where the answer `Location: location` to a request for `url` leads; None if it must not be followed.
+
+    What is encrypted stays so: from https a redirect leads to https.
+    """
     try:
         target = urljoin(url, location.strip())
-        allowed = urlsplit(target).scheme in _DEFAULT_PORTS and not _find_problem(target)
+        scheme = urlsplit(target).scheme
+        allowed = scheme == "https" or (scheme == "http" and urlsplit(url).scheme == "http")
+        return target if allowed and not _find_problem(target) else None
     except ValueError:
         return None
-    return target if allowed else None
 
 
-def same_origin(one: str, other: str) -> bool:
-    """Whether credentials for `one` may be sent to `other`: scheme, host and port are equal."""
-    return _origin(urlsplit(one)) == _origin(urlsplit(other))
+def origin_of(url: str) -> str:
+    """Scheme, host and port as "https://host:443": what credentials, connections and health belong to.
+
+    For an address that was checked; of a file, "file://".
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme not in _DEFAULT_PORTS:
+        return "file://"
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}:{parts.port or _DEFAULT_PORTS[parts.scheme]}"
 
 
 def file_path(url: str) -> bytes:
@@ -84,7 +112,3 @@ def _find_problem_of_host(host: str) -> str:
     except UnicodeError:
         return f"{host!r} cannot be the name of a host"
     return ""
-
-
-def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
-    return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
