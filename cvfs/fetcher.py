@@ -25,6 +25,7 @@ from cvfs.format.blob import unseal
 from cvfs.format.pages import Inner, Leaf, Page, decode_page
 from cvfs.inodes import Identity, Numbering
 from cvfs.mirrors import Mirrors
+from cvfs.missing import Missing
 from cvfs.model import BlobRef, Digest
 from cvfs.pieces import Pack, Piece
 
@@ -52,12 +53,15 @@ T = TypeVar("T")
 Neighbours = Callable[[], Iterable[Piece]]
 
 
-class PageMissing(Exception):
+class PageMissing(Missing):
     """A page is not in memory: bring it, then ask again."""
 
-    def __init__(self, ref: BlobRef) -> None:
+    def __init__(self, ref: BlobRef, fetcher: "Fetcher") -> None:
         super().__init__(ref.id.hex())
-        self.ref = ref
+        self.ref, self._fetcher = ref, fetcher
+
+    async def bring(self) -> None:
+        await self._fetcher.page(self.ref)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,7 @@ class Fetcher:
     def _known_nowait(self, ref: BlobRef) -> "_Known":
         known = self._pages.get(ref.id)
         if known is None:
-            raise PageMissing(ref)
+            raise PageMissing(ref, self)
         return known
 
     async def _bring_page(self, ref: BlobRef) -> "_Known":

@@ -6,7 +6,7 @@ Every question has a `nowait` form, which answers from memory or raises PageMiss
 import errno
 import stat
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from cvfs.cache.memory import Memory
 from cvfs.errors import PathError, StaleInodeError
@@ -37,12 +37,16 @@ _DOT = Entry(b".", stat.S_IFDIR | 0o755, 0, 0, 0, 0, 2, 0, 0, b"", b"", ())
 
 
 class Node(NamedTuple):
-    """An inode: what stat(2) needs beside the entry. `blocks` are of 512 bytes and count what is stored, not holes."""
+    """An inode: what stat(2) needs beside the entry. `blocks` are of 512 bytes and count what is stored, not holes.
+
+    `lasting_s` is for how long this, and its name, may be believed; None: as long as the revision is the same.
+    """
 
     inode: int
     entry: Entry
     size: int
     blocks: int
+    lasting_s: float | None = None
 
 
 class Item(NamedTuple):
@@ -60,8 +64,25 @@ class Space(NamedTuple):
     entries: int
 
 
+class View(Protocol):
+    """What an engine shows, by inode number: one repository (`FileSystem`), or many (`Forest`).
+
+    The methods are those of `FileSystem`. Those named `x_nowait` may raise Missing, and `bring` waits for their answer.
+    """
+
+    async def bring(self, question: Callable[[], T]) -> T: ...
+    def lookup_nowait(self, parent: int, name: bytes) -> Node: ...
+    def getattr_nowait(self, inode: int) -> Node: ...
+    def listing_nowait(self, inode: int, cookie: int = 0, limit: int = ...) -> list[Item]: ...
+    def readlink_nowait(self, inode: int) -> bytes: ...
+    def xattrs_nowait(self, inode: int) -> tuple[tuple[bytes, bytes], ...]: ...
+    def file_nowait(self, inode: int) -> File: ...
+    async def read(self, inode: int, offset: int, length: int) -> bytes | memoryview: ...
+    def space(self, inode: int = ...) -> Space: ...
+
+
 class FileSystem:
-    """A repository as the kernel wants to see it: everything by inode number; `ROOT_INODE` is its root.
+    """A repository as the kernel wants to see it: everything by inode number; its root's is `repository.root_inode`.
 
     Errors: PathError (also StaleInodeError) for the caller; what Fetcher raises where bytes cannot be had.
     """
@@ -96,7 +117,7 @@ class FileSystem:
 
     def getattr_nowait(self, inode: int) -> Node:
         """The inode itself; of a directory, as the current revision has it."""
-        if inode != ROOT_INODE:
+        if inode != self.repository.root_inode:
             found = self._found_nowait(inode)
             if not found.entry.is_directory:
                 return self._node_numbered(inode, found)
@@ -149,7 +170,8 @@ class FileSystem:
         file = await self.bring(lambda: self.file_nowait(inode))
         return await file.read(offset, length)
 
-    def space(self) -> Space:
+    def space(self, inode: int = ROOT_INODE) -> Space:
+        """The size of the file system that an inode is in."""
         summary = self.repository.manifest.summary
         return Space(summary.size_bytes, summary.entries)
 
@@ -158,7 +180,7 @@ class FileSystem:
 
         Raises StaleInodeError: no page taken in explains the number.
         """
-        if inode == ROOT_INODE:
+        if inode == self.repository.root_inode:
             return self.repository.find_nowait(b"")
         place = self.repository.fetcher.place_of(inode)
         found = None if place is None else self.repository.located_nowait(place)
@@ -168,7 +190,7 @@ class FileSystem:
 
     def _directory_nowait(self, inode: int) -> bytes:
         """The path of a directory. Raises PathError ENOTDIR if the inode is none."""
-        if inode == ROOT_INODE:
+        if inode == self.repository.root_inode:
             return b""
         path = self._directories.get(inode)
         if path is None:
@@ -185,7 +207,7 @@ class FileSystem:
     def _dots(self, inode: int, path: bytes) -> list[Item]:
         """The two lines that POSIX has at the start of every listing. Of their nodes only number and type count."""
         above, _ = split(path)
-        parent = self.repository.directory_inode(above) if above else ROOT_INODE
+        parent = self.repository.directory_inode(above) if path else ROOT_INODE
         return [Item(b".", make_node(inode, _DOT, None), 1), Item(b"..", make_node(parent, _DOT, None), _DOTS)]
 
     def _run_nowait(self, inode: int, path: bytes, run: int) -> Found | None:

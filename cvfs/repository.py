@@ -10,39 +10,39 @@ from typing import TypeVar
 
 from cvfs.cache.index import Place
 from cvfs.errors import PathError
-from cvfs.fetcher import Fetcher, PageMissing
+from cvfs.fetcher import Fetcher
 from cvfs.format.pages import Leaf, Page
 from cvfs.format.tree import Tree
 from cvfs.format.tree.lookup import Found
 from cvfs.inodes import ROOT_INODE, Numbering
+from cvfs.missing import bring
 from cvfs.model import BlobRef, Manifest, split
 
 T = TypeVar("T")
 
 
 class Repository:
-    """The tree of `manifest`, read through `fetcher`."""
+    """The tree of `manifest`, read through `fetcher`. `root_inode` is the number of its root where it is mounted."""
 
-    def __init__(self, manifest: Manifest, numbering: Numbering, fetcher: Fetcher) -> None:
+    def __init__(
+        self, manifest: Manifest, numbering: Numbering, fetcher: Fetcher, root_inode: int = ROOT_INODE
+    ) -> None:
         self.manifest = manifest
+        self.root_inode = root_inode
         self.numbering = numbering
         self.fetcher = fetcher
         self._tree = Tree(manifest.root, manifest.level, fetcher.page_nowait)
 
     def at(self, manifest: Manifest) -> "Repository":
         """The same repository at another revision; what is in memory serves both."""
-        return Repository(manifest, self.numbering, self.fetcher)
+        return Repository(manifest, self.numbering, self.fetcher, self.root_inode)
 
     async def bring(self, question: Callable[[], T]) -> T:
         """The answer to a `nowait` question, with every page brought that it turns out to need.
 
         Raises what the question raises, and what Fetcher.page does. Not a checkpoint if the answer was in memory.
         """
-        while True:
-            try:
-                return question()
-            except PageMissing as missing:
-                await self.fetcher.page(missing.ref)
+        return await bring(question)
 
     def find_nowait(self, path: bytes) -> Found:
         """The record of `path`, which is relative to the root. Raises PathError ENOENT or ENOTDIR."""
@@ -77,7 +77,7 @@ class Repository:
 
     def inode_of(self, found: Found) -> int:
         """The inode number of a record just found."""
-        return self.inodes_of(found)[found.index] if found.entry.name else ROOT_INODE
+        return self.inodes_of(found)[found.index] if found.entry.name else self.root_inode
 
     def inodes_of(self, found: Found) -> Sequence[int]:
         """The inode numbers of all records in the group of one just found."""
@@ -85,7 +85,7 @@ class Repository:
 
     def directory_inode(self, path: bytes) -> int:
         """The inode number of the directory at `path`."""
-        return self.fetcher.resolve(self.numbering.directory(path))
+        return self.fetcher.resolve(self.numbering.directory(path)) if path else self.root_inode
 
     def _why_not(self, path: bytes) -> int:
         """ENOTDIR if some directory on the way to `path` is something else, else ENOENT."""

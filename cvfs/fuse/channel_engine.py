@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cvfs.errors import MountError
-from cvfs.filesystem import FileSystem
+from cvfs.filesystem import View
 from cvfs.fuse import kernel
 from cvfs.fuse.channel import Channel
 from cvfs.fuse.handlers import Handlers
@@ -21,7 +21,7 @@ READ_AHEAD_KIB: Final = 1024
 
 
 async def serve(
-    filesystem: FileSystem, directory: Path, options: MountOptions, started: Callable[[], None] = lambda: None
+    filesystem: View, directory: Path, options: MountOptions, started: Callable[[], None] = lambda: None
 ) -> None:
     """Mount on `directory` and serve until it is unmounted; `started()` is called once the kernel has been answered.
 

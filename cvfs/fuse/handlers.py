@@ -1,4 +1,4 @@
-"""The kernel's requests, answered by a `FileSystem`: what a request asks, and the bytes of its reply.
+"""The kernel's requests, answered by a `View`: what a request asks, and the bytes of its reply.
 
 `answer_nowait` answers from memory, in microseconds; `answer` waits. OPEN, OPENDIR and FLUSH are answered ENOSYS, once
 in the life of a mount: from then on the kernel opens files and reads cached pages without a message.
@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import Final
 
 from cvfs.errors import PathError
-from cvfs.fetcher import PageMissing
-from cvfs.filesystem import BLOCK_BYTES, FileSystem, Item, Node
+from cvfs.filesystem import BLOCK_BYTES, Item, Node, View
 from cvfs.fuse.errno_table import errno_of
 from cvfs.fuse.options import FOREVER_S
 from cvfs.fuse.protocol import replies, requests
 from cvfs.fuse.protocol.bodies import Read, Request
 from cvfs.fuse.protocol.codes import WRITING_OPCODES, Opcode
-from cvfs.fuse.protocol.replies import Attr, Statfs
+from cvfs.fuse.protocol.replies import Attr, Statfs, Validity
+from cvfs.missing import Missing
 
 Reply = bytes | tuple[bytes, bytes | memoryview]
 """What one write(2) or one writev(2) says."""
@@ -31,9 +31,9 @@ class _DataMissing(Exception):
 
 
 class Handlers:
-    """Stateless but for what `FileSystem` has in memory: any process may answer any request."""
+    """Stateless but for what the `View` has in memory: any process may answer any request."""
 
-    def __init__(self, filesystem: FileSystem) -> None:
+    def __init__(self, filesystem: View) -> None:
         self._filesystem = filesystem
         self._table: dict[int, Callable[[Request], Reply]] = {
             Opcode.LOOKUP: self._lookup,
@@ -52,14 +52,14 @@ class Handlers:
         }
 
     def answer_nowait(self, request: Request) -> Reply | None:
-        """The reply; None if it takes a wait. Raises what `FileSystem` does, and FormatError."""
+        """The reply; None if it takes a wait. Raises what the `View` does, and FormatError."""
         handler = self._table.get(request.opcode)
         if handler is None:
             refusal = errno.EROFS if request.opcode in WRITING_OPCODES else errno.ENOSYS
             return replies.encode_error(request.unique, refusal)
         try:
             return handler(request)
-        except (PageMissing, _DataMissing):
+        except (Missing, _DataMissing):
             return None
 
     async def answer(self, request: Request) -> Reply:
@@ -77,12 +77,13 @@ class Handlers:
         except PathError as error:
             if errno_of(error) != errno.ENOENT:
                 raise
-            return replies.encode_no_entry(request.unique, _FOREVER)
-        return replies.encode_entry(request.unique, node.inode, encode_node(node), _FOREVER)
+            return replies.encode_no_entry(request.unique, _validity(error.lasting_s))
+        return replies.encode_entry(request.unique, node.inode, encode_node(node), _validity(node.lasting_s))
 
     def _getattr(self, request: Request) -> Reply:
         node = self._filesystem.getattr_nowait(request.node)
-        return replies.encode_attributes(request.unique, encode_node(node), FOREVER_S)
+        lasting_s = FOREVER_S if node.lasting_s is None else int(node.lasting_s)
+        return replies.encode_attributes(request.unique, encode_node(node), lasting_s)
 
     def _readlink(self, request: Request) -> Reply:
         return replies.encode_reply(request.unique, self._filesystem.readlink_nowait(request.node))
@@ -123,7 +124,7 @@ class Handlers:
         return replies.encode_xattr(request.unique, names, room)
 
     def _statfs(self, request: Request) -> Reply:
-        space = self._filesystem.space()
+        space = self._filesystem.space(request.node)
         blocks = -(-space.size_bytes // BLOCK_BYTES)
         return replies.encode_statfs(request.unique, Statfs(blocks, 0, space.entries, 0, BLOCK_BYTES, BLOCK_BYTES, 255))
 
@@ -134,6 +135,10 @@ class Handlers:
         if not 0 <= asked.offset < node.size:
             raise PathError(errno.ENXIO)
         return replies.encode_lseek(request.unique, node.size if asked.whence == os.SEEK_HOLE else asked.offset)
+
+
+def _validity(lasting_s: float | None) -> Validity:
+    return _FOREVER if lasting_s is None else replies.encode_validity(lasting_s, lasting_s)
 
 
 def _done(request: Request) -> Reply:
@@ -165,4 +170,6 @@ def _direntplus(item: Item) -> bytes:
     """Of `.` and `..` the kernel takes the name alone; with node 0 it need not be told more."""
     node = 0 if item.name in _DOTS else item.node.inode
     kind = item.node.entry.mode >> 12
-    return replies.encode_direntplus(item.name, node, kind, item.cookie, encode_node(item.node), _FOREVER)
+    return replies.encode_direntplus(
+        item.name, node, kind, item.cookie, encode_node(item.node), _validity(item.node.lasting_s)
+    )

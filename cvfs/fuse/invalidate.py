@@ -15,7 +15,6 @@ from cvfs.format.pages import Page
 from cvfs.format.tree import Tree
 from cvfs.format.tree.diff import diff
 from cvfs.fuse.protocol import notices
-from cvfs.inodes import ROOT_INODE
 from cvfs.model import BlobRef, Record
 from cvfs.repository import Repository
 
@@ -57,11 +56,11 @@ def collect(
         record = next(record for record in pair if record is not None)
         name, path = record.entry.name, record.path
         if name:
-            parent = directory_inode(record.directory) if record.directory else ROOT_INODE
+            parent = directory_inode(record.directory)
             changes.names.append((parent, name))
             changes.directories.add(parent)
         if any(one is not None and one.entry.is_directory for one in pair):
-            changes.directories.add(directory_inode(path) if path else ROOT_INODE)
+            changes.directories.add(directory_inode(path))
     return changes
 
 

@@ -11,11 +11,11 @@ import pyfuse3
 import trio
 
 from cvfs.errors import MountError, PathError
-from cvfs.fetcher import PageMissing
-from cvfs.filesystem import BLOCK_BYTES, FileSystem, Node
-from cvfs.fuse.errno_table import errno_of, refusal
+from cvfs.filesystem import BLOCK_BYTES, Node, View
+from cvfs.fuse.errno_table import refusal
 from cvfs.fuse.invalidate import Changes
 from cvfs.fuse.options import FOREVER_S, MountOptions
+from cvfs.missing import Missing
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,7 +25,7 @@ _MAX_TASKS = 4096
 
 
 async def serve(
-    filesystem: FileSystem, directory: Path, options: MountOptions, started: Callable[[], None] = lambda: None
+    filesystem: View, directory: Path, options: MountOptions, started: Callable[[], None] = lambda: None
 ) -> None:
     """Mount on `directory` and serve until it is unmounted; `started()` is called once the kernel has been answered.
 
@@ -93,13 +93,13 @@ def _answered(
 
 
 class Handlers(pyfuse3.Operations):
-    """The kernel's requests, answered by a `FileSystem`. File and directory handles are inode numbers."""
+    """The kernel's requests, answered by a `View`. File and directory handles are inode numbers."""
 
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, filesystem: FileSystem, request_deadline_s: float) -> None:
+    def __init__(self, filesystem: View, request_deadline_s: float) -> None:
         super().__init__()
         self._filesystem = filesystem
         self._deadline_s = request_deadline_s
@@ -107,7 +107,7 @@ class Handlers(pyfuse3.Operations):
     async def _bring(self, question: Callable[[], T]) -> T:
         try:
             return question()
-        except PageMissing:
+        except Missing:
             with trio.fail_after(self._deadline_s):
                 return await self._filesystem.bring(question)
 
@@ -116,8 +116,8 @@ class Handlers(pyfuse3.Operations):
         try:
             return attributes(await self._bring(lambda: self._filesystem.lookup_nowait(parent_inode, name)))
         except Exception as error:
-            if errno_of(error) == errno.ENOENT:
-                return _NOTHING
+            if isinstance(error, PathError) and error.errno == errno.ENOENT:
+                return _nothing(error.lasting_s)
             raise
 
     @_answered
@@ -194,7 +194,7 @@ def attributes(node: Node) -> pyfuse3.EntryAttributes:
     entry = node.entry
     result = pyfuse3.EntryAttributes()
     result.st_ino = node.inode
-    result.entry_timeout = result.attr_timeout = FOREVER_S
+    result.entry_timeout = result.attr_timeout = FOREVER_S if node.lasting_s is None else node.lasting_s
     result.st_mode = entry.mode
     result.st_nlink = entry.nlink
     result.st_uid = entry.uid
@@ -207,12 +207,9 @@ def attributes(node: Node) -> pyfuse3.EntryAttributes:
     return result
 
 
-def _nothing() -> pyfuse3.EntryAttributes:
+def _nothing(lasting_s: float | None) -> pyfuse3.EntryAttributes:
     """The answer to a lookup of what is not there: the kernel remembers it as it does an entry."""
     result = pyfuse3.EntryAttributes()
     result.st_ino = 0
-    result.entry_timeout = FOREVER_S
+    result.entry_timeout = FOREVER_S if lasting_s is None else lasting_s
     return result
-
-
-_NOTHING = _nothing()

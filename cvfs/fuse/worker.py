@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 import trio
 
 from cvfs.errors import MountError
-from cvfs.filesystem import FileSystem
+from cvfs.filesystem import View
 from cvfs.fuse import kernel, link
 from cvfs.fuse.channel import Channel, Statistics
 from cvfs.fuse.channel_engine import kernel_options, raise_read_ahead
@@ -158,7 +158,7 @@ class Orders:
 class Worker:
     """Serves `filesystem` on one channel of a supervised mount."""
 
-    def __init__(self, filesystem: FileSystem, directory: Path, options: MountOptions, orders: Orders) -> None:
+    def __init__(self, filesystem: View, directory: Path, options: MountOptions, orders: Orders) -> None:
         self._filesystem, self._directory, self._options = filesystem, directory, options
         self._orders = orders
         self._channel: Channel | None = None
