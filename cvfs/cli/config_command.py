@@ -130,11 +130,11 @@ def _name_in(url: str) -> str:
 def _write(name: str, values: dict[str, Any], replace: bool) -> None:
     from cvfs.config.notation import write_file
 
+    if not is_name(name):
+        raise ConfigError(f"not the name of a repository: {name!r}")
     path = file_of(own_directory(), name)
     if path.exists() and not replace:
         raise ConfigError(f"{name} is configured already, in {path}: use --replace")
-    if not is_name(name):
-        raise ConfigError(f"not the name of a repository: {name!r}")
     write_file(path, values)
     click.echo(f"{name}: {path}")
 

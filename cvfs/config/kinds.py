@@ -34,7 +34,7 @@ class Kind(NamedTuple):
 
 
 def _path(value: Any, base: Path) -> Path:
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in os.fspath(value):
         raise ValueError
     # Not resolved: what a link leads to may change.
     return Path(os.path.normpath(base / Path(value).expanduser()))

@@ -82,7 +82,7 @@ class Configuration:
         """The files of a configured repository, later ones over earlier ones."""
         if not is_name(name):
             return []
-        return [path for path in (file_of(each, name) for each in self._directories) if path.exists()]
+        return [path for path in (file_of(each, name) for each in self._directories) if os.path.exists(path)]
 
     def locate(self, text: str) -> tuple[str, Settings]:
         """The address that a user means, and what holds for it: the name of a configured repository, an address, or
@@ -97,7 +97,7 @@ class Configuration:
     def _read(self, path: Path, scope: str) -> Layer:
         layer = self._files.get(path)
         if layer is None:
-            layer = self._files[path] = _of_file(path, scope) if path.exists() else {}
+            layer = self._files[path] = _of_file(path, scope) if os.path.exists(path) else {}
         return layer
 
 
