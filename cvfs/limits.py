@@ -11,6 +11,12 @@ MAX_PAGE_BYTES = 4 * MIB
 its size in memory when it is made to."""
 
 MAX_MANIFEST_BYTES = 64 * KIB
+MAX_ANCESTORS = 256
+"""In one manifest. What the rule of format.md asks for is 15 for each hexadecimal digit of the revision's number."""
+
+MAX_TAGS_BYTES = MIB
+MAX_TAGS = 2048
+MAX_TAG_NAME_CHARACTERS = 64
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4095
 """Linux's PATH_MAX less the NUL: no system call could name a longer one."""

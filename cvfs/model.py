@@ -120,11 +120,21 @@ class Summary(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
+class Ancestor(msgspec.Struct, frozen=True):
+    """An earlier revision, as a later manifest or a tag names it: its number, when it was published (seconds since
+    1970 UTC), and its stored manifest."""
+
+    revision: int
+    published_s: int
+    manifest: BlobRef
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """Revision `revision` of `repository` is the tree below `root` (docs/format.md, section 7).
 
     `level` is the level of the root page, 0 for a leaf. `published_s` is in seconds since 1970 UTC. `parent` is the
-    stored manifest of the revision before, None in the first.
+    stored manifest of the revision before, None in the first. `ancestors` are some of the revisions before, by number,
+    the parent last: from them any other is found in few steps (`cvfs.format.history`).
     """
 
     repository: str
@@ -135,6 +145,7 @@ class Manifest(msgspec.Struct, frozen=True):
     summary: Summary
     parent: BlobRef | None
     message: str = ""
+    ancestors: tuple[Ancestor, ...] = ()
 
 
 def join(directory: bytes, name: bytes) -> bytes:

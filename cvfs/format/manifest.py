@@ -1,32 +1,22 @@
 """The manifest: "revision R of repository N has this root page" (docs/format.md, section 7). Canonical JSON."""
 
-import json
 import re
+from itertools import pairwise
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from cvfs.errors import FormatError
-from cvfs.format.blob import check_ref
-from cvfs.limits import MAX_BLOB_BYTES, MAX_LEVEL, MAX_MANIFEST_BYTES
-from cvfs.model import DIGEST_SIZE, BlobRef, Digest, Manifest, Summary
-
-FORMAT = 1
-"""The version of the format that this code reads and writes."""
+from cvfs.format import documents
+from cvfs.format.documents import FORMAT, AncestorDocument, Count, RefDocument, encode_ancestor, encode_ref
+from cvfs.limits import MAX_ANCESTORS, MAX_LEVEL, MAX_MANIFEST_BYTES
+from cvfs.model import Ancestor, BlobRef, Manifest, Summary
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.ASCII)
-_Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-_BlobSize = Annotated[int, Meta(ge=1, le=MAX_BLOB_BYTES)]
 
 
-class _Ref(msgspec.Struct, frozen=True):
-    id: Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=2 * DIGEST_SIZE)]
-    stored_size: _BlobSize
-    plain_size: _BlobSize
-
-
-class _Root(_Ref, frozen=True):
+class _Root(RefDocument, frozen=True):
     level: Annotated[int, Meta(ge=0, le=MAX_LEVEL)]
 
 
@@ -39,13 +29,14 @@ class _Document(msgspec.Struct, frozen=True):
     """Fields that are not named here are left alone: a later writer may add what an older reader can do without."""
 
     repository: Annotated[str, Meta(max_length=255)]
-    revision: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-    published_s: _Count
+    revision: Count
+    published_s: Count
     root: _Root
     entries: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
-    size_bytes: _Count
-    parent: _Ref | None = None
+    size_bytes: Count
+    parent: RefDocument | None = None
     message: Annotated[str, Meta(max_length=4096)] = ""
+    ancestors: Annotated[list[AncestorDocument], Meta(max_length=MAX_ANCESTORS)] = []
 
 
 def check_repository_name(name: str) -> None:
@@ -59,19 +50,23 @@ def decode_manifest(data: bytes) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise FormatError(f"a manifest of {len(data)} bytes is over the limit")
     _check_version(_parse(data, _Format))
-    document = _parse(data, _Document)
-    _check_json(data)
+    document: _Document = _parse(data, _Document)
+    documents.check_json(data, "a manifest")
     check_repository_name(document.repository)
-    root, parent = document.root, document.parent
+    root = document.root
+    parent = None if document.parent is None else document.parent.blob_ref()
+    ancestors = tuple(each.ancestor() for each in document.ancestors)
+    _check_ancestors(ancestors, document, parent)
     return Manifest(
         repository=document.repository,
         revision=document.revision,
         published_s=document.published_s,
-        root=_blob_ref(root),
+        root=root.blob_ref(),
         level=root.level,
         summary=Summary(document.entries, document.size_bytes),
-        parent=None if parent is None else _blob_ref(parent),
+        parent=parent,
         message=document.message,
+        ancestors=ancestors,
     )
 
 
@@ -83,36 +78,18 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "repository": manifest.repository,
         "revision": manifest.revision,
         "published_s": manifest.published_s,
-        "root": {**_json_ref(manifest.root), "level": manifest.level},
+        "root": {**encode_ref(manifest.root), "level": manifest.level},
         "entries": manifest.summary.entries,
         "size_bytes": manifest.summary.size_bytes,
-        "parent": None if manifest.parent is None else _json_ref(manifest.parent),
+        "parent": None if manifest.parent is None else encode_ref(manifest.parent),
         "message": manifest.message,
+        "ancestors": list(map(encode_ancestor, manifest.ancestors)),
     }
-    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    return documents.encode(document)
 
 
 def _parse(data: bytes, kind: Any) -> Any:
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"not a manifest: {error}") from error
-
-
-def _check_json(data: bytes) -> None:
-    """Refuse what JSON leaves open and readers understand differently, unknown fields included: a key that stands
-    twice in an object, and text that is not UTF-8."""
-    try:
-        json.loads(data.decode(), object_pairs_hook=_unique, parse_int=str, parse_float=str)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"not a manifest: {error}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise FormatError("not a manifest: a key stands twice in an object")
-    return members
+    return documents.parse(data, kind, "a manifest")
 
 
 def _check_version(document: _Format) -> None:
@@ -124,11 +101,11 @@ def _check_version(document: _Format) -> None:
         )
 
 
-def _blob_ref(ref: _Ref) -> BlobRef:
-    blob = BlobRef(Digest(bytes.fromhex(ref.id)), ref.stored_size, ref.plain_size)
-    check_ref(blob)
-    return blob
-
-
-def _json_ref(ref: BlobRef) -> dict[str, Any]:
-    return {"id": ref.id.hex(), "stored_size": ref.stored_size, "plain_size": ref.plain_size}
+def _check_ancestors(ancestors: tuple[Ancestor, ...], document: _Document, parent: BlobRef | None) -> None:
+    """By number, all before the revision itself; none published after a later one; the last is the parent."""
+    numbers = [*(each.revision for each in ancestors), document.revision]
+    times = [*(each.published_s for each in ancestors), document.published_s]
+    if any(one >= other for one, other in pairwise(numbers)) or any(one > other for one, other in pairwise(times)):
+        raise FormatError("not a manifest: its ancestors are not in order")
+    if ancestors and ancestors[-1].manifest != parent:
+        raise FormatError("not a manifest: the last of its ancestors is not its parent")

@@ -440,9 +440,42 @@ def read_manifest(data: bytes) -> dict[str, Any]:
     need(re.fullmatch(r"(?!-)[a-z0-9-]+(?<!-)(\.(?!-)[a-z0-9-]+(?<!-))*", document["repository"]), "J7")
     json_ref(document.get("root"))
     _member(document["root"], "level", 16)
-    if document.get("parent") is not None:
-        json_ref(document["parent"])
+    parent = None if document.get("parent") is None else json_ref(document["parent"])
+    ancestors = document.get("ancestors", [])
+    need(isinstance(ancestors, list) and len(ancestors) <= 256, "J6")
+    refs = list(map(_ancestor, ancestors))
+    chain = [*ancestors, document]
+    need(all(one["revision"] < other["revision"] for one, other in pairwise(chain)), "J9")
+    need(all(one["published_s"] <= other["published_s"] for one, other in pairwise(chain)), "J9")
+    need(not refs or refs[-1] == parent, "J9")
     return document
+
+
+def read_tags(data: bytes) -> dict[str, Any]:
+    need(len(data) <= MIB, "J1")
+    document = _json(data)
+    need(isinstance(document.get("format"), int), "J6")
+    need(document["format"] == 1, "J4")
+    tags = document.get("tags")
+    need(isinstance(tags, dict) and len(tags) <= 2048, "J6")
+    for name, value in dict(tags or {}).items():
+        need(re.fullmatch("(?![0-9]+$)[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", name), "J11")
+        _ancestor(value)
+    return document
+
+
+def check_history(later: bytes, earlier: bytes) -> None:
+    said, found = read_manifest(later), read_manifest(earlier)
+    for key in ("revision", "published_s"):
+        need(said["ancestors"][-1][key] == found[key], "J10")
+    need(said["repository"] == found["repository"], "J10")
+
+
+def _ancestor(value: Any) -> Ref:
+    ref = json_ref(value)
+    _member(value, "revision", U63)
+    _member(value, "published_s", U63)
+    return ref
 
 
 def _json(data: bytes) -> dict[str, Any]:

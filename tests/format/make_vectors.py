@@ -13,6 +13,7 @@ from typing import Any
 import xxhash
 from blake3 import blake3
 
+from cvfs.format.history import ancestors_after
 from cvfs.format.manifest import encode_manifest
 from cvfs.format.pages import encode_locations
 from cvfs.format.tree import build
@@ -40,7 +41,7 @@ def main() -> None:
 def all_vectors() -> dict[str, str]:
     """The text of each vector file, by its path below VECTORS."""
     made: dict[str, str] = {}
-    for text in (*blobs(), *pages(), *trees(), *manifests()):
+    for text in (*blobs(), *pages(), *trees(), *manifests(), *tags(), *histories()):
         kind = text.partition("\n")[0]
         title = re.search("^comment: (.*)$", text, re.MULTILINE)
         assert title is not None
@@ -597,8 +598,92 @@ def manifests() -> Iterable[str]:
     yield manifest("Repository name of one letter", "", repository="a")
     yield manifest("Repository name of 255 characters", "", repository="a" * 255)
     yield manifest("Over 64 KiB", "J1", data=text.ljust(65537))
+    line = [ancestor(number) for number in (0, 16, 17)]
+    yield manifest("Ancestors", "", revision=18, ancestors=line, parent=parent_of(line))
+    yield manifest("Ancestors of one moment", "", revision=2, ancestors=[ancestor(1)], parent=parent_of([ancestor(1)]))
+    unknown = [{**ancestor(1), "x-note": 1.5}]
+    yield manifest("Unknown key in an ancestor", "", revision=2, ancestors=unknown, parent=parent_of(unknown))
     yield from bad_json(text)
     yield from bad_members(root, parent)
+    yield from bad_ancestors()
+
+
+def ancestor(revision: int, published_s: int = 1_700_000_000, **values: object) -> dict[str, Any]:
+    id_ = blake(b"%d" % revision).hex()
+    return {
+        "id": id_,
+        "plain_size": 400,
+        "stored_size": 300,
+        "published_s": published_s,
+        "revision": revision,
+        **values,
+    }
+
+
+def parent_of(ancestors: list[dict[str, Any]]) -> dict[str, Any]:
+    return {key: ancestors[-1][key] for key in ("id", "stored_size", "plain_size")}
+
+
+def bad_ancestors() -> Iterable[str]:
+    lines = {
+        "Ancestors not ascending": [ancestor(2), ancestor(1)],
+        "Ancestor twice": [ancestor(1), ancestor(1)],
+        "Ancestor of the same revision": [ancestor(1), ancestor(18)],
+        "Ancestor after the revision": [ancestor(1), ancestor(19)],
+        "Ancestors that go back in time": [ancestor(1, 1_600_000_001), ancestor(2, 1_600_000_000)],
+        "Ancestor published after the revision": [ancestor(1), ancestor(2, 1_700_000_001)],
+    }
+    for comment, line in lines.items():
+        yield manifest(comment, "J9", revision=18, ancestors=line, parent=parent_of(line))
+    yield manifest("Ancestors without a parent", "J9", revision=18, ancestors=[ancestor(1)])
+    other = parent_of([ancestor(2)])
+    yield manifest("Last ancestor that is not the parent", "J9", revision=18, ancestors=[ancestor(1)], parent=other)
+    wrong = [None, {}, [ancestor(1)["id"]], [None], [{**ancestor(1), "revision": -1}], [ancestor(1, 2**63)]]
+    for number, value in enumerate(wrong, 1):
+        yield manifest(f"Wrong ancestors {number}", "J6", revision=18, ancestors=value, parent=other)
+    yield manifest("Wrong id of an ancestor", "J8", revision=18, ancestors=[ancestor(1, id="AA" * 32)], parent=other)
+
+
+# Tags
+
+
+def tag_document(comment: str, rule: str, named: object, **values: object) -> str:
+    text = json.dumps({"format": 1, "tags": named, **values}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return vector("tags", comment, rule, [text.encode()])
+
+
+def tags() -> Iterable[str]:
+    one = {"v1": ancestor(1)}
+    yield tag_document("No tags", "", {})
+    yield tag_document("Names of all kinds", "", {name: ancestor(7) for name in ("a", "Z" * 64, "2024.1", "1+b_c-d")})
+    yield tag_document("Unknown keys in tags", "", {"v1": {**ancestor(1), "x-note": None}}, **{"x-a": [1.5]})
+    yield vector("tags", "Tags over 1 MiB", "J1", [json.dumps({"format": 1, "tags": one}).encode().ljust(MIB + 1)])
+    yield vector("tags", "Tags that are a web page", "J2", [b"<html>"])
+    yield vector("tags", "Tags nested thirty thousand deep", "J2", [b'{"format": 1, "tags": ' + b"[" * 30_000])
+    twice = json.dumps(one)[1:-1]
+    yield vector("tags", "Tag twice", "J3", [f'{{"format": 1, "tags": {{{twice}, {twice}}}}}'.encode()])
+    yield tag_document("Tags of format 2", "J4", one, format=2)
+    yield vector("tags", "Format without tags", "J6", [b'{"format": 1}'])
+    for number, value in enumerate([None, [], {"v1": None}, {"v1": 1}, {"v1": {**ancestor(1), "revision": "1"}}], 1):
+        yield tag_document(f"Wrong tags {number}", "J6", value)
+    yield tag_document("Wrong id of a tag", "J8", {"v1": ancestor(1, id="")})
+    for number, name in enumerate(["", "1", "0123", ".a", "-a", "+a", "a b", "a/b", "a@b", "a\n", "ä", "a" * 65], 1):
+        yield tag_document(f"Wrong name of a tag {number}", "J11", {name: ancestor(1)})
+    yield tag_document("Tag stored more than plain", "B1", {"v1": ancestor(1, stored_size=401)})
+
+
+def histories() -> Iterable[str]:
+    def pair(comment: str, rule: str, **found: object) -> str:
+        line = [ancestor(0), ancestor(1)]
+        later = json.dumps({**_MANIFEST, "revision": 2, "ancestors": line, "parent": parent_of(line)})
+        earlier = json.dumps({**_MANIFEST, "revision": 1, **found})
+        return vector("history", comment, rule, [later.encode(), earlier.encode()])
+
+    yield pair("Ancestor as was said", "")
+    yield pair("Ancestor of another number", "J10", revision=0)
+    yield pair("Ancestor that is the revision itself", "J10", revision=2)
+    yield pair("Ancestor of another moment", "J10", published_s=1_699_999_999)
+    yield pair("Ancestor of another repository", "J10", repository="other.example.org")
 
 
 def bad_json(text: bytes) -> Iterable[str]:
@@ -680,7 +765,17 @@ def repository() -> dict[str, bytes]:
     first = Manifest("vectors.example.org", 0, 1_600_000_000, empty.page, empty.level, empty.summary, None)
     parent = packs.put(encode_manifest(first))
     root = build(sorted(records(packs), key=lambda r: (r.directory.replace(b"/", b"\0"), r.entry.name)), packs.put)
-    last = Manifest("vectors.example.org", 1, 1_700_000_000, root.page, root.level, root.summary, parent, "For readers")
+    last = Manifest(
+        "vectors.example.org",
+        1,
+        1_700_000_000,
+        root.page,
+        root.level,
+        root.summary,
+        parent,
+        "For readers",
+        ancestors_after(first, parent),
+    )
     return {**files, "manifest.json": encode_manifest(last)}
 
 

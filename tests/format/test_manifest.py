@@ -5,9 +5,11 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cvfs.errors import FormatError
 from cvfs.format.blob import digest
+from cvfs.format.history import ancestors_after
 from cvfs.format.manifest import check_repository_name, decode_manifest, encode_manifest
 from cvfs.limits import MAX_BLOB_BYTES
 from cvfs.model import BlobRef, Manifest, Summary
@@ -27,6 +29,9 @@ manifests = st.builds(
     summary=st.builds(Summary, entries=st.integers(1, U63), size_bytes=st.integers(0, U63)),
     parent=st.none() | refs,
     message=st.text(max_size=50),
+)
+manifests |= manifests.filter(lambda one: one.revision < U63).map(
+    lambda one: replace(one, revision=one.revision + 1, parent=one.root, ancestors=ancestors_after(one, one.root))
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -68,7 +73,9 @@ def test_readers_agree_on_changed_bytes(manifest: Manifest, data: st.DataObject)
 @given(manifests, st.data(), json_values)
 def test_readers_agree_on_changed_members(manifest: Manifest, data: st.DataObject, value: object) -> None:
     document = json.loads(encode_manifest(manifest))
-    target = data.draw(st.sampled_from([document, document["root"], document["parent"] or document]))
+    target = data.draw(
+        st.sampled_from([document, document["root"], document["parent"] or document, *document["ancestors"]])
+    )
     target[data.draw(st.sampled_from(sorted(target)))] = value
     assert_readers_agree(json.dumps(document).encode())
 

@@ -12,6 +12,7 @@ import pytest
 
 from cvfs.errors import FormatError, IntegrityError
 from cvfs.format.blob import blob_path, digest, unseal
+from cvfs.format.history import check_step
 from cvfs.format.locations import check_run
 from cvfs.format.manifest import decode_manifest, encode_manifest
 from cvfs.format.pages import (
@@ -24,6 +25,7 @@ from cvfs.format.pages import (
     encode_leaf,
     encode_locations,
 )
+from cvfs.format.tags import decode_tags, encode_tags
 from cvfs.format.tree import Tree
 from cvfs.format.tree.boundaries import child_weight, record_weight
 from cvfs.model import BlobRef, Digest, Location, Record
@@ -96,6 +98,16 @@ def cvfs_manifest(vector: Vector) -> None:
     assert decode_manifest(encode_manifest(manifest)) == manifest
 
 
+def cvfs_tags(vector: Vector) -> None:
+    tags = decode_tags(vector.body)
+    assert decode_tags(encode_tags(tags)) == tags
+
+
+def cvfs_history(vector: Vector) -> None:
+    later, earlier = map(decode_manifest, vector.bodies)
+    check_step(later, earlier, later.ancestors[-1])
+
+
 def cvfs_tree(vector: Vector) -> None:
     blobs = {digest(body): body for body in vector.bodies}
 
@@ -138,6 +150,8 @@ CVFS: dict[str, Callable[[Vector], Any]] = {
     "blob": cvfs_blob,
     "page": cvfs_page,
     "manifest": cvfs_manifest,
+    "tags": cvfs_tags,
+    "history": cvfs_history,
     "tree": cvfs_tree,
 }
 # Only the whole of a chunked object shows that its content id is wrong; nothing in cvfs.format sees it.
@@ -172,6 +186,14 @@ def their_manifest(vector: Vector) -> None:
     independent_reader.read_manifest(vector.body)
 
 
+def their_tags(vector: Vector) -> None:
+    independent_reader.read_tags(vector.body)
+
+
+def their_history(vector: Vector) -> None:
+    independent_reader.check_history(*vector.bodies)
+
+
 def their_tree(vector: Vector) -> None:
     blobs = {digest(body): body for body in vector.bodies}
 
@@ -189,6 +211,8 @@ THEIRS: dict[str, Callable[[Vector], None]] = {
     "blob": their_blob,
     "page": their_page,
     "manifest": their_manifest,
+    "tags": their_tags,
+    "history": their_history,
     "tree": their_tree,
 }
 
