@@ -11,6 +11,9 @@ ARGS ?=
 # make demo KEEP=1 leaves the demo mounted.
 KEEP ?=
 
+# Tests run in this many processes: they wait for servers and mounts as often as for a core.
+TESTERS ?= $(shell expr $$(nproc) + 1)
+
 BUILD_PACKAGES := python3 python3-venv python3-dev gcc libc6-dev pkgconf libfuse3-dev fuse3
 TEST_PACKAGES := attr libcap2-bin git rsync squashfs-tools squashfuse zstd
 
@@ -26,7 +29,7 @@ venv: $(READY) ## set up: system packages, .venv, the project in it
 
 test: test-packages fuse lint ## check everything: linters, types, imports, then all tests (ARGS="-k name" for some)
 	@echo "==> tests"
-	@$(BIN)/python -bb -m pytest $(ARGS)
+	@$(BIN)/python -bb -m pytest --numprocesses $(TESTERS) --dist worksteal $(ARGS)
 
 lint: $(READY) ## run ruff, mypy and import-linter
 	@echo "==> ruff"

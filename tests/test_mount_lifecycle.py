@@ -411,9 +411,12 @@ def test_mount_without_a_server_is_offline_and_recovers(cvfs: Command, server: F
     cvfs.ok("umount", mnt)
 
 
-def test_control_socket_survives_nonsense(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+def test_control_socket_survives_nonsense(
+    cvfs: Command, server: FaultyServer, mnt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cvfs.ok("mount", server.url, mnt)
     (path,) = cvfs.runtime.iterdir()
+    monkeypatch.chdir(cvfs.runtime)  # a whole path may be too long for the address of a socket
     for nonsense in (
         b"",
         b"\n",
@@ -424,7 +427,7 @@ def test_control_socket_survives_nonsense(cvfs: Command, server: FaultyServer, m
         b'{"command": "x"}\n',
     ):
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(path))
+            connection.connect(path.name)
             connection.sendall(nonsense)
             connection.shutdown(socket.SHUT_WR)
             assert connection.recv(1000) == b'{"error": "unknown command"}\n'

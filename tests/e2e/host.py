@@ -122,6 +122,10 @@ class Server:
         """The paths of the blobs that were asked for, in order."""
         return re.findall(r"GET /(data/[0-9a-f/]+)", self._log.read_text())
 
+    def answered(self) -> int:
+        """How many requests it has logged, whatever they were for."""
+        return self._log.read_text().count("GET /")
+
     def close(self) -> None:
         self._process.terminate()
         self._process.wait(_PATIENCE_S)

@@ -46,10 +46,12 @@ class Tampered:
         self.store.publish(top / "tree")
         self.server = Server(self.store.path, top)
 
-    def needed_by(self, look: Callable[[], object]) -> list[str]:
-        """The blobs that are asked for when something is looked at, in order."""
+    def needed_by(self, look: Callable[[], object], asked: Callable[[], int]) -> list[str]:
+        """The blobs that are asked for when something is looked at, in order. `asked`: requests until now, as the only
+        client counts them; the server logs a request only once it has answered it."""
         before = len(self.server.requests())
         look()
+        wait_until(lambda: self.server.answered() >= asked())
         return self.server.requests()[before:]
 
     @contextlib.contextmanager
@@ -74,20 +76,23 @@ def tampered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tampered]:
 @pytest.fixture(scope="session")
 def needs(tampered: Tampered, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Which blob each file, and each directory's listing, is the first to need; and "" for the root of the tree."""
-    host = Host(tmp_path_factory.mktemp("probe"), "auto")
-    root = tampered.needed_by(lambda: host.mount(tampered.server.url, on=host.new_directory()))
-    mount = host.top / "mnt1"
-    found = {"": root[0]}
-    for number in range(DIRECTORIES):
-        blobs = tampered.needed_by(lambda number=number: os.lstat(_last_of(mount, number)))
-        if blobs:
-            found[f"dir{number}"] = blobs[-1]
-    for name in FILES:
-        blobs = tampered.needed_by(lambda name=name: (mount / name).read_bytes())
-        if blobs:
-            found[name] = blobs[-1]
-    yield found
-    host.close()
+    with contextlib.closing(Host(tmp_path_factory.mktemp("probe"), "auto")) as host:
+        mount = host.new_directory()
+
+        def asked() -> int:
+            return int(host.status(mount)["transport"]["requests"])
+
+        root = tampered.needed_by(lambda: host.mount(tampered.server.url, on=mount), asked)
+        found = {"": root[0]}
+        for number in range(DIRECTORIES):
+            blobs = tampered.needed_by(lambda number=number: os.lstat(_last_of(mount, number)), asked)
+            if blobs:
+                found[f"dir{number}"] = blobs[-1]
+        for name in FILES:
+            blobs = tampered.needed_by(lambda name=name: (mount / name).read_bytes(), asked)
+            if blobs:
+                found[name] = blobs[-1]
+        yield found
 
 
 def _last_of(mount: Path, number: int) -> Path:
