@@ -1,8 +1,9 @@
-"""A repository, opened: transport, mirrors, cache, fetcher and the tasks behind them, put together and taken apart."""
+"""Repositories, opened: transport, mirrors, cache, fetcher and the tasks behind them, put together and taken apart."""
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -13,7 +14,7 @@ from cvfs.config import Settings
 from cvfs.errors import ConfigError, CvfsError, TooSlowError
 from cvfs.fetcher import Fetcher
 from cvfs.heads import Heads, find_revision, state_key
-from cvfs.inodes import Numbering
+from cvfs.inodes import ROOT_INODE, Numbering
 from cvfs.mirrors import Mirrors
 from cvfs.model import Manifest
 from cvfs.mount.freshness import expired
@@ -26,7 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One repository in use: `repository` answers, the rest is what it stands on."""
+    """One repository in use: `repository` answers, the rest is what it stands on.
+
+    Each has a transport of its own: threads that wait for a dead server are missed by no other repository.
+    """
 
     url: str
     repository: Repository
@@ -47,14 +51,47 @@ async def open_repository(
     The tasks that bring what is read live as long as the context. Raises CvfsError: no such repository, no server and
     nothing known before, a cache that cannot be used, a broken root page.
     """
-    url = check_base_url(url)
-    with _transport() as transport, _cache(settings) as cache:
-        mirrors = Mirrors(transport, [url])
-        heads = Heads(mirrors, url, settings.state / state_key(url), _pin(url, settings, manifest))
+    async with open_ground(settings) as ground:
+        yield await ground.open(url, settings, revision, manifest)
+
+
+@asynccontextmanager
+async def open_ground(settings: Settings) -> AsyncIterator["Ground"]:
+    """What all repositories of a process have in common, for as long as the context.
+
+    Raises ConfigError: a cache that cannot be used.
+    """
+    with _cache(settings) as cache, contextlib.ExitStack() as until_closed:
         async with _services() as nursery:
-            opener = _Opener(url, mirrors, heads, cache, nursery, settings)
+            yield Ground(cache, nursery, until_closed)
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What repositories are opened on: the cache, and a nursery for what they do unasked."""
+
+    cache: Cache
+    nursery: trio.Nursery
+    until_closed: contextlib.ExitStack
+
+    async def open(
+        self,
+        url: str,
+        settings: Settings,
+        revision: int | None = None,
+        manifest: Manifest | None = None,
+        root_inode: int = ROOT_INODE,
+    ) -> Client:
+        """As `open_repository`; until the ground is closed. Cancelled, or after an error: nothing is left behind."""
+        url = check_base_url(url)
+        with contextlib.ExitStack() as unless_opened:
+            transport = unless_opened.enter_context(_transport())
+            mirrors = Mirrors(transport, [url])
+            heads = Heads(mirrors, url, settings.state / state_key(url), _pin(url, settings, manifest))
+            opener = _Opener(url, mirrors, heads, self, settings, root_inode)
             repository = await opener.open(revision) if manifest is None else await opener.open_at(manifest)
-            yield Client(url, repository, heads, repository.fetcher, cache, transport)
+            self.until_closed.push(unless_opened.pop_all())
+        return Client(url, repository, heads, repository.fetcher, self.cache, transport)
 
 
 def _pin(url: str, settings: Settings, manifest: Manifest | None) -> Pin:
@@ -82,9 +119,9 @@ class _Opener:
     url: str
     mirrors: Mirrors
     heads: Heads
-    cache: Cache
-    nursery: trio.Nursery
+    ground: Ground
     settings: Settings
+    root_inode: int
 
     async def open(self, revision: int | None) -> Repository:
         """The newest revision, or `revision`."""
@@ -106,8 +143,9 @@ class _Opener:
     async def open_at(self, manifest: Manifest) -> Repository:
         """The revision of `manifest`, its root in memory."""
         numbering = Numbering(manifest.repository)
-        fetcher = Fetcher(self.mirrors, self.cache, numbering, self.nursery, deadline_s=self.settings.deadline_s)
-        repository = Repository(manifest, numbering, fetcher)
+        ground, deadline_s = self.ground, self.settings.deadline_s
+        fetcher = Fetcher(self.mirrors, ground.cache, numbering, ground.nursery, deadline_s=deadline_s)
+        repository = Repository(manifest, numbering, fetcher, self.root_inode)
         await bring_root(repository, self.url, self.settings.start_deadline_s)
         return repository
 
@@ -126,7 +164,7 @@ async def bring_root(repository: Repository, url: str, deadline_s: float) -> Non
     raise TooSlowError(url, what)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _transport() -> Iterator[Transport]:
     transport = Transport(user_agent=f"cvfs/{cvfs.__version__}")
     try:
@@ -135,7 +173,7 @@ def _transport() -> Iterator[Transport]:
         transport.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _cache(settings: Settings) -> Iterator[Cache]:
     cache = Cache(settings.cache)
     try:
