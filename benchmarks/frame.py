@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cvfs.mount.request import ENGINES
+from cvfs.config.settings import ENGINES
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DEFAULT_RUNS = 5

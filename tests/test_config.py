@@ -252,9 +252,12 @@ def test_line_of_a_key_that_is_gone(etc: Path) -> None:
 
 
 def test_options_of_mount_are_settings_too(tmp_path: Path) -> None:
-    words = ["ro,uid=5,strict-freshness", "mirrors=http://a,mirrors=http://b,_netdev,x-systemd.automount"]
-    options = settings_among(words)
-    assert options == {"uid": "5", "strict_freshness": "true", "mirrors": ["http://a", "http://b"]}
+    words = [
+        "ro,uid=5,strict-freshness,suid,nodev,nosuid,noatime",
+        "mirrors=http://a,mirrors=http://b,_netdev,x-systemd.automount",
+    ]
+    options, switches = settings_among(words), {"suid": "false", "dev": "false"}
+    assert options == {**switches, "uid": "5", "strict_freshness": "true", "mirrors": ["http://a", "http://b"]}
     settings = _read(**options).settings()
     assert (settings.uid, settings.strict_freshness, settings.mirrors) == (5, True, ("http://a", "http://b"))
     request = MountRequest("http://x", tmp_path, settings)

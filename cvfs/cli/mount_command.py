@@ -11,7 +11,6 @@ import click
 import cvfs
 from cvfs.cli import common
 from cvfs.mount.request import (
-    ENGINES,
     MountRequest,
     apply_options,
     choose_engine,
@@ -25,11 +24,6 @@ from cvfs.mount.request import (
 @click.argument("directory", type=Path)
 @click.option("-f", "--foreground", is_flag=True, help="Do not go to the background; for systemd.")
 @click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Options as of mount(8), separated by commas.")
-@click.option("--engine", type=click.Choice(ENGINES), default="auto", help="What speaks to the kernel.")
-@click.option("--workers", type=click.IntRange(1, 16), default=1, help="Processes that serve the mount [default: 1].")
-@click.option("--allow-other/--no-allow-other", default=None, help="Let other users in [default: where permitted].")
-@click.option("--suid", is_flag=True, help="Let set-id bits count.")
-@click.option("--dev", is_flag=True, help="Let device files count.")
 @click.option("--log-file", type=Path, metavar="FILE", help="Where the daemon logs to.")
 @common.revision_option
 @common.mount_options
@@ -38,11 +32,6 @@ def command(
     directory: Path,
     foreground: bool,
     options: tuple[str, ...],
-    engine: str,
-    workers: int,
-    allow_other: bool | None,
-    suid: bool,
-    dev: bool,
     log_file: Path | None,
     revision: int | None,
 ) -> None:
@@ -57,14 +46,9 @@ def command(
         directory=_resolve(directory),
         settings=settings,
         revision=revision,
-        engine=engine,
-        workers=workers,
-        allow_other=allow_other,
-        suid=suid,
-        dev=dev,
     )
     request = apply_options(request, options)
-    supervised = choose_engine(engine) == "channel"
+    supervised = choose_engine(settings.engine) == "channel"
     if not foreground:
         _serve_in_background(request, log_file, supervised)
     elif supervised:

@@ -21,6 +21,8 @@ _YES_NO = {"1": True, "yes": True, "true": True, "on": True, "0": False, "no": F
 _ADDRESS = r"(https?|file)://\S+"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
+MAX_WORKERS = 16
+
 OTHERS = -1
 """In a map of ids: every id that it does not name."""
 
@@ -118,6 +120,14 @@ def _proxy(value: Any, base: Path) -> str:
     return address
 
 
+def _workers(value: Any, _: Path) -> int:
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_WORKERS:
+        raise ValueError
+    return value
+
+
 def _user(value: Any, _: Path) -> int:
     return _id(value, _user_named)
 
@@ -211,6 +221,7 @@ PATHS = Kind("a list of directories", _paths, "DIRS")
 TEXT = Kind("a text", _text, "TEXT")
 SWITCH = Kind("true or false", _switch, "")
 SECONDS = Kind("seconds, at least 0.1 (or a text like '5 min')", _seconds, "SECONDS")
+WORKERS = Kind(f"a number from 1 to {MAX_WORKERS}", _workers, "NUMBER")
 SIZE_OR_SHARE = Kind("bytes, a text like '20 GB', or a share like '80 %'", _size_or_share, "SIZE")
 ADDRESS = Kind("an address like http://server/path", _address, "URL")
 ADDRESSES = Kind("a list of addresses like http://server/path", _addresses, "URL")

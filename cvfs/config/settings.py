@@ -13,6 +13,9 @@ Scope = Literal["host", "any", "repository"]
 for all repositories, or in the file of one; "repository": in the file of one only."""
 
 
+ENGINES = ("auto", "channel", "pyfuse3")
+
+
 class Setting(NamedTuple):
     """One setting. `variable` of the environment and `option` of the commands that have it; empty: there is none."""
 
@@ -144,6 +147,13 @@ class Settings:
     ca: Path | None = _setting(kinds.PATH, "any", "A PEM file of authorities to believe, instead of the system's.")
     credentials: Path | None = _setting(kinds.PATH, "any", "A file (mode 0600) of user names, passwords and tokens.")
 
+    engine: Literal["auto", "channel", "pyfuse3"] = _setting(
+        kinds.one_of(*ENGINES), "any", "What speaks to the kernel.", "auto"
+    )
+    workers: int = _setting(kinds.WORKERS, "any", "Processes that serve the mount [default: 1].", 1)
+    allow_other: bool | None = _setting(kinds.SWITCH, "any", "Let other users in [default: where permitted].")
+    suid: bool = _setting(kinds.SWITCH, "any", "Let set-id bits count.", False)
+    dev: bool = _setting(kinds.SWITCH, "any", "Let device files count.", False)
     uid: int | None = _setting(kinds.USER, "any", "Whom all files belong to.")
     gid: int | None = _setting(kinds.GROUP, "any", "Which group all files belong to.")
     own: bool = _setting(kinds.SWITCH, "any", "All files belong to who mounts.", False)

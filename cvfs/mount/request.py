@@ -9,21 +9,15 @@ from typing import Any
 import msgspec
 
 from cvfs.config import Settings
+from cvfs.config.kinds import SWITCH
 from cvfs.config.settings import TABLE, Setting
 from cvfs.errors import ConfigError
-
-ENGINES = ("auto", "channel", "pyfuse3")
 
 _CHANNEL_LINUX = (5, 4)
 
 FUSE_CONF = Path("/etc/fuse.conf")
 
 _SETTERS: dict[str, dict[str, Any]] = {
-    "suid": {"suid": True},
-    "nosuid": {"suid": False},
-    "dev": {"dev": True},
-    "nodev": {"dev": False},
-    "allow_other": {"allow_other": True},
     "nonempty": {"nonempty": True},
     "invalidate=exact": {"invalidation": "exact"},
     "invalidate=epoch": {"invalidation": "epoch"},
@@ -36,18 +30,13 @@ _IGNORED = {"ro", "exec", "default_permissions", "noatime", "nodiratime", "relat
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """A mount of the repository at `url` on `directory`, an absolute path. `allow_other` None: where permitted."""
+    """A mount of the repository at `url` on `directory`, an absolute path."""
 
     url: str
     directory: Path
     settings: Settings
     revision: int | None = None
-    engine: str = "auto"
-    workers: int = 1
     invalidation: str = "auto"
-    allow_other: bool | None = None
-    suid: bool = False
-    dev: bool = False
     nonempty: bool = False
 
 
@@ -69,7 +58,7 @@ def choose_engine(name: str) -> str:
 
 
 def settings_among(options: Iterable[str]) -> dict[str, Any]:
-    """Those of the comma-separated words of mount(8) that are settings, as NAME=VALUE or NAME; by name.
+    """Those of the comma-separated words of mount(8) that are settings, as NAME=VALUE, NAME or noNAME; by name.
 
     What may be given several times is a list.
     """
@@ -80,9 +69,11 @@ def settings_among(options: Iterable[str]) -> dict[str, Any]:
 
 
 def _as_setting(word: str) -> tuple[Setting, str] | None:
-    name, given, value = word.partition("=")
-    setting = TABLE.get(name.replace("-", "_"))
-    return (setting, value if given else "true") if setting is not None else None
+    name, given, value = word.replace("-", "_", word.partition("=")[0].count("-")).partition("=")
+    if name in TABLE:
+        return TABLE[name], value if given else "true"
+    denied = TABLE.get(name.removeprefix("no"))
+    return (denied, "false") if denied is not None and denied.kind is SWITCH and not given else None
 
 
 def _words(options: Iterable[str]) -> list[str]:
@@ -100,7 +91,7 @@ def apply_options(request: MountRequest, options: Iterable[str]) -> MountRequest
         elif word == "rw":
             raise ConfigError("a cvfs mount is read-only: leave out -o rw")
         elif word not in _IGNORED and not word.startswith(("x-", "X-", "comment=")) and not _as_setting(word):
-            raise ConfigError(f"unknown mount option {word!r}: known are {', '.join(sorted(_SETTERS))}")
+            raise ConfigError(f"unknown mount option {word!r}: known are {', '.join(sorted(_SETTERS))}, and settings")
     return request
 
 

@@ -77,15 +77,15 @@ class ServedMount:
         return {"directory": str(directory.path), "writable": directory.writable, "free_bytes": free_bytes}
 
     def options(self) -> MountOptions:
-        request = self._request
-        allow_other = may_allow_other() if request.allow_other is None else request.allow_other
+        request, settings = self._request, self._request.settings
+        allow_other = may_allow_other() if settings.allow_other is None else settings.allow_other
         if allow_other and not may_allow_other():
             raise MountError("only root may allow others into a mount, unless /etc/fuse.conf says user_allow_other")
         return MountOptions(
             self._client.url,
             allow_other=allow_other,
-            suid=request.suid,
-            dev=request.dev,
+            suid=settings.suid,
+            dev=settings.dev,
             invalidation=request.invalidation,
         )
 

@@ -41,7 +41,7 @@ def main() -> None:
 
     supervisor = Supervisor(
         [*python(), "-m", "cvfs.mount.template", text],
-        request["workers"],
+        request["settings"]["workers"],
         started=started,
         failed=lambda error: say({"error": error}),
         unmount=[*python(), "-m", "cvfs", "umount", "--lazy", request["directory"]],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cvfs.mount.request import ENGINES
+from cvfs.config.settings import ENGINES
 from tests.e2e.host import Host, Server, Store
 from tests.e2e.zoo import Zoo, make_zoo
 
