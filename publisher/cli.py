@@ -25,6 +25,7 @@ from publisher.key_cli import (
 )
 from publisher.settings import check_apart, exclusion, state_directory
 from publisher.store import open_store
+from publisher.tag_cli import tag_command
 
 _PROGRAM = "cvfs-publisher"
 
@@ -39,6 +40,7 @@ def cli() -> None:
 
 cli.add_command(key_group)
 cli.add_command(resign_command)
+cli.add_command(tag_command)
 
 
 @cli.command("init")

@@ -9,6 +9,7 @@ from cvfs.format.manifest import check_repository_name
 from cvfs.format.tree import build
 from cvfs.model import NO_CONTENT, BlobRef, Entry, Manifest, Record
 from cvfs.trust import names
+from cvfs.trust.values import Ahead
 from publisher import sign
 from publisher.head import put_manifest
 from publisher.keys import ROLES, Keys, Signer, default_keys
@@ -68,7 +69,8 @@ def sign_first(store: DirectoryStore, manifest: Manifest, keys: Keys, security: 
     for role, metadata in (("root", data), ("targets", targets), ("snapshot", snapshot)):
         store.replace_metadata(names.metadata_path(role, 1), metadata)
     keys.keep_root(data)
-    store.write_head(sign.make_timestamp(1, 1, snapshot, security.timestamp_days, now_s, signers["timestamp"]))
+    days, ahead = security.timestamp_days, Ahead(1, 1, ref, manifest.root)
+    store.write_head(sign.make_timestamp(1, 1, snapshot, days, now_s, signers["timestamp"], ahead))
 
 
 def _make_keys(keys: Keys, role: str, passphrase: str | None) -> list[Signer]:

@@ -2,17 +2,18 @@
 
 import os
 from collections.abc import Callable
-from functools import partial
 from itertools import count
 from typing import NamedTuple
 
 from cvfs.errors import ConfigError, FormatError, StatusError, StoreError, TrustError
 from cvfs.format.blob import blob_path, seal, unseal
+from cvfs.format.history import ancestors_after
 from cvfs.format.manifest import decode_manifest, encode_manifest
+from cvfs.format.tree import Root
 from cvfs.model import BlobRef, Manifest
 from cvfs.trust import names
 from cvfs.trust.chain import follow
-from cvfs.trust.values import Bundle, Chain, root_id
+from cvfs.trust.values import Ahead, Bundle, Chain, root_id
 from publisher import sign
 from publisher.keys import Keys, Signer, default_keys
 from publisher.store import Store
@@ -99,32 +100,58 @@ def put_manifest(store: Store, manifest: Manifest) -> tuple[BlobRef, bytes]:
     return ref, plain
 
 
+def next_manifest(head: Head, root: Root, published_s: int, message: str = "") -> Manifest:
+    """The manifest of the revision after `head`. No revision is older than its parent, whatever the clock says."""
+    parent = head.manifest
+    return Manifest(
+        repository=parent.repository,
+        revision=parent.revision + 1,
+        published_s=max(published_s, parent.published_s),
+        root=root.page,
+        level=root.level,
+        summary=root.summary,
+        parent=head.blob,
+        message=message,
+        ancestors=ancestors_after(parent, head.blob),
+    )
+
+
 def advance(store: Store, head: Head, manifest: Manifest, signers: Signers, now_s: int) -> None:
     """The last step of a revision: all that `manifest` speaks of is stored; make it the head.
 
     Raises HeadMovedError if somebody else has moved it meanwhile, and StoreError.
     """
     ref, plain = put_manifest(store, manifest)
+    before = head.chain.bundle.targets
+
+    def make(version: int) -> bytes:
+        return sign.make_targets(version, ref, plain, now_s, signers["targets"], before)
+
+    swap(store, Head(manifest, ref, head.chain), make, signers, now_s)
+
+
+def swap(store: Store, head: Head, make: Callable[[int], bytes], signers: Signers, now_s: int) -> None:
+    """Sign targets, which `make` makes for a version, a snapshot and a timestamp, and move the head of the store there
+    from the chain of `head`, whose manifest is the one that the targets name."""
     store.sync()
     bundle = head.chain.bundle
-    version, targets = add(
-        store, "targets", sign.version_of(bundle.targets), partial(_targets, ref, plain, now_s, signers)
-    )
-    timestamp = make_timestamp(store, bundle, version, targets, signers, now_s)
-    store.swap_head(bundle.timestamp, timestamp)
+    version, targets = add(store, "targets", sign.version_of(bundle.targets), make)
+    store.swap_head(bundle.timestamp, make_timestamp(store, head, version, targets, signers, now_s))
 
 
 def make_timestamp(
-    store: Store, bundle: Bundle, targets_version: int, targets: bytes, signers: Signers, now_s: int
+    store: Store, head: Head, targets_version: int, targets: bytes, signers: Signers, now_s: int
 ) -> bytes:
-    """Store a new snapshot of `targets`, and return the timestamp that is to replace the one in `bundle`."""
+    """Store a new snapshot of `targets`, and return the timestamp that is to replace the one in the chain of `head`."""
+    bundle = head.chain.bundle
 
     def make(version: int) -> bytes:
         return sign.make_snapshot(version, targets_version, targets, now_s, signers["snapshot"])
 
     version, snapshot = add(store, "snapshot", sign.version_of(bundle.snapshot), make)
     after, days = sign.version_of(bundle.timestamp) + 1, sign.days_of(bundle.timestamp)
-    return sign.make_timestamp(after, version, snapshot, days, now_s, signers["timestamp"])
+    ahead = Ahead(version, targets_version, head.blob, head.manifest.root)
+    return sign.make_timestamp(after, version, snapshot, days, now_s, signers["timestamp"], ahead)
 
 
 def add(store: Store, role: str, before: int, make: Callable[[int], bytes]) -> tuple[int, bytes]:
@@ -138,7 +165,3 @@ def add(store: Store, role: str, before: int, make: Callable[[int], bytes]) -> t
         if store.add_metadata(names.metadata_path(role, version), data):
             return version, data
     raise AssertionError("unreachable")
-
-
-def _targets(ref: BlobRef, plain: bytes, now_s: int, signers: Signers, version: int) -> bytes:
-    return sign.make_targets(version, ref, plain, now_s, signers["targets"])

@@ -108,7 +108,7 @@ def _sign_again(store: Store, head: Head, role: str, signers: Signers, now_s: in
                 version,
                 lambda number: sign.renew_targets(bundle.targets, number, now_s, signers["targets"]),
             )
-        timestamp = make_timestamp(store, bundle, version, targets, signers, now_s)
+        timestamp = make_timestamp(store, head, version, targets, signers, now_s)
     store.swap_head(bundle.timestamp, timestamp)
 
 

@@ -146,7 +146,7 @@ def rotate_command(
 
     opened = open_store(store)
     keys = find_keys(opened, keys_dir, root_paths)
-    with _locked(opened):
+    with locked(opened):
         _say_root(rotate(opened, keys, role, new_passphrase(is_protected), now_s()), keys)
 
 
@@ -175,7 +175,7 @@ def add_root_command(
 
     opened = open_store(store)
     keys = find_keys(opened, keys_dir, root_paths)
-    with _locked(opened):
+    with locked(opened):
         added = keys.add(path, new_passphrase(is_protected))
         root = change_root_keys(opened, keys, add_key=added, remove=None, threshold=threshold, now_s=now_s())
         _say_root(root, keys)
@@ -200,7 +200,7 @@ def remove_root_command(
 
     opened = open_store(store)
     keys = find_keys(opened, keys_dir, root_paths)
-    with _locked(opened):
+    with locked(opened):
         root = change_root_keys(opened, keys, add_key=None, remove=key_id, threshold=threshold, now_s=now_s())
         _say_root(root, keys)
 
@@ -220,7 +220,7 @@ def renew_root_command(store: str, keys_dir: Path | None, root_paths: tuple[Path
 
     opened = open_store(store)
     keys = find_keys(opened, keys_dir, root_paths)
-    with _locked(opened):
+    with locked(opened):
         root = change_root_keys(opened, keys, add_key=None, remove=None, threshold=None, now_s=now_s())
         _say_root(root, keys)
 
@@ -243,7 +243,7 @@ def resign_command(store: str, days: int | None, keys_dir: Path | None, as_json:
 
     opened = open_store(store)
     keys = find_keys(opened, keys_dir)
-    with _locked(opened):
+    with locked(opened):
         renewed = resign(opened, keys, now_s(), days)
     if renewed.root_expires_s < time.time() + _WARN_DAYS * 86400:
         until = _date(renewed.root_expires_s)
@@ -260,7 +260,8 @@ def now_s() -> int:
     return int(fixed) if fixed.isdecimal() else int(time.time())
 
 
-def _locked(store: DirectoryStore) -> AbstractContextManager[None]:
+def locked(store: DirectoryStore) -> AbstractContextManager[None]:
+    """Be the only publisher at work on `store`."""
     return store.lock(lambda: terminal.console.print("Another publisher is at work on this store; waiting for it"))
 
 

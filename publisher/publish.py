@@ -13,7 +13,7 @@ from cvfs.format.blob import DEFAULT_LEVEL
 from cvfs.format.tree import Root, Tree, build, diff, edit
 from cvfs.model import NO_CONTENT, BlobRef, Entry, Manifest, Record, split
 from publisher.graft import upserts
-from publisher.head import Head, advance, keys_of, online_signers, read_head, read_own_head
+from publisher.head import advance, keys_of, next_manifest, online_signers, read_head, read_own_head
 from publisher.heap import keep_memory
 from publisher.history import Pages
 from publisher.index import BROKEN, Index, open_index, reset_index
@@ -96,7 +96,7 @@ def _publish(
             changes = publication.changes(root)
             is_published = changes.is_any and not options.is_dry_run
             if is_published:
-                advance(store, head, _next_manifest(head, root, published_s, options.message), signers, published_s)
+                advance(store, head, next_manifest(head, root, published_s, options.message), signers, published_s)
                 index.set_covered(root.page, root.level)
     finally:
         source.close()
@@ -109,20 +109,6 @@ def _publish(
         changes=changes,
         counts=publication.counts,
         seconds=time.monotonic() - started_s,
-    )
-
-
-def _next_manifest(head: Head, root: Root, published_s: int, message: str) -> Manifest:
-    """The manifest of the revision after `head`."""
-    return Manifest(
-        repository=head.manifest.repository,
-        revision=head.manifest.revision + 1,
-        published_s=published_s,
-        root=root.page,
-        level=root.level,
-        summary=root.summary,
-        parent=head.blob,
-        message=message,
     )
 
 

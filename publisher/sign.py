@@ -12,8 +12,10 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 from tuf.api.serialization.json import JSONSerializer
 
 from cvfs.errors import ConfigError
+from cvfs.format.documents import encode_ref
 from cvfs.model import BlobRef
 from cvfs.trust import names
+from cvfs.trust.values import Ahead
 
 TIMESTAMP_DAYS = 7
 ROOT_DAYS = 2 * 365
@@ -113,13 +115,26 @@ def select(root: Root, role: str, signers: Signers) -> Signers:
     return chosen
 
 
-def make_targets(version: int, manifest: BlobRef, plain: bytes, now_s: int, signers: Signers) -> bytes:
-    """Targets that name the manifest `plain`, stored as the blob `manifest`."""
-    blob = {"id": manifest.id.hex(), "stored_size": manifest.stored_size, "plain_size": manifest.plain_size}
-    target = TargetFile.from_data(names.MANIFEST, plain, ["sha256"])
-    target.unrecognized_fields["custom"] = {"blob": blob}
-    targets = {names.MANIFEST: target}
-    return _sign(Targets(version=version, expires=_in_days(now_s, LONG_DAYS), targets=targets), signers)
+def make_targets(
+    version: int, manifest: BlobRef, plain: bytes, now_s: int, signers: Signers, before: bytes = b""
+) -> bytes:
+    """Targets that name the manifest `plain`, stored as the blob `manifest`; what else `before` names stays."""
+    return _with_target(before, names.MANIFEST, manifest, plain, version, now_s, signers)
+
+
+def make_tags_target(version: int, tags: BlobRef, plain: bytes, now_s: int, signers: Signers, before: bytes) -> bytes:
+    """Targets that name the tags `plain`, stored as the blob `tags`; what else `before` names stays."""
+    return _with_target(before, names.TAGS, tags, plain, version, now_s, signers)
+
+
+def _with_target(
+    before: bytes, name: str, blob: BlobRef, plain: bytes, version: int, now_s: int, signers: Signers
+) -> bytes:
+    target = TargetFile.from_data(name, plain, ["sha256"])
+    target.unrecognized_fields["custom"] = {"blob": encode_ref(blob)}
+    named: dict[str, TargetFile] = Metadata[Targets].from_bytes(before).signed.targets if before else {}
+    targets = Targets(version=version, expires=_in_days(now_s, LONG_DAYS), targets={**named, name: target})
+    return _sign(targets, signers)
 
 
 def renew_targets(data: bytes, version: int, now_s: int, signers: Signers) -> bytes:
@@ -136,14 +151,24 @@ def make_snapshot(version: int, targets_version: int, targets: bytes, now_s: int
 
 
 def make_timestamp(
-    version: int, snapshot_version: int, snapshot: bytes, days: int, now_s: int, signers: Signers
+    version: int,
+    snapshot_version: int,
+    snapshot: bytes,
+    days: int,
+    now_s: int,
+    signers: Signers,
+    ahead: Ahead | None = None,
 ) -> bytes:
-    """A timestamp of `snapshot`, valid for `days`."""
+    """A timestamp of `snapshot`, valid for `days`; `ahead` is what clients will ask for with it."""
+    fields: dict[str, Any] = {DAYS_FIELD: days}
+    if ahead is not None:
+        blobs = {"manifest": encode_ref(ahead.manifest), "root": encode_ref(ahead.root)}
+        fields[names.AHEAD_FIELD] = {"targets": ahead.targets, **blobs}
     timestamp = Timestamp(
         version=version,
         expires=_in_days(now_s, days),
         snapshot_meta=MetaFile.from_data(snapshot_version, snapshot, ["sha256"]),
-        unrecognized_fields={DAYS_FIELD: days},
+        unrecognized_fields=fields,
     )
     return _sign(timestamp, signers)
 

@@ -4,20 +4,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
-from msgspec import Meta
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError
-from tuf.api.metadata import Metadata, Root, TargetFile
+from tuf.api.metadata import Metadata, Root
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
-from cvfs.errors import ConfigError, ExpiredError, FormatError, StatusError, TrustError
-from cvfs.format.blob import check_ref
+from cvfs.errors import ConfigError, ExpiredError, StatusError, TrustError
 from cvfs.limits import MAX_MANIFEST_BYTES
-from cvfs.model import BlobRef, Digest
 from cvfs.trust import names
-from cvfs.trust.values import Bundle, Chain, SignedManifest, root_id
+from cvfs.trust.targets import find_target
+from cvfs.trust.values import Bundle, Chain, root_id
 
 Fetch = Callable[[str, int], bytes]
 """(path below the store's root, most bytes) -> bytes. Raises StatusError if there is no such file, or any CvfsError."""
@@ -65,15 +62,17 @@ def _follow(known: Bundle, fetch: Fetch, now_s: float, scratch: Path) -> Chain:
     # The one private thing used: Updater takes the time of its creation, but the time is for the caller to say.
     updater._trusted_set.reference_time = datetime.fromtimestamp(now_s, UTC)
     updater.refresh()
-    target = updater.get_targetinfo(names.MANIFEST)
-    return _chain(known, scratch, target)
+    return _chain(known, scratch)
 
 
-def _chain(known: Bundle, scratch: Path, target: TargetFile | None) -> Chain:
+def _chain(known: Bundle, scratch: Path) -> Chain:
     found = Bundle(*((scratch / f"{role}.json").read_bytes() for role in ("root", *_ROLES)))
     signed: list[Any] = [Metadata.from_bytes(getattr(found, role)).signed for role in ("root", *_ROLES)]
     root, timestamp = signed[:2]
     before = Metadata.from_bytes(known.root).signed.version
+    manifest = find_target(found.targets, names.MANIFEST, MAX_MANIFEST_BYTES)
+    if manifest is None:
+        raise TrustError(f"the targets do not have {names.MANIFEST}")
     history = (scratch / "root_history" / f"{number}.root.json" for number in range(before + 1, root.version + 1))
     return Chain(
         bundle=found,
@@ -83,7 +82,7 @@ def _chain(known: Bundle, scratch: Path, target: TargetFile | None) -> Chain:
         timestamp_version=timestamp.version,
         expires_s=int(min(one.expires for one in signed).timestamp()),
         root_expires_s=int(root.expires.timestamp()),
-        manifest=_manifest(target),
+        manifest=manifest,
     )
 
 
@@ -92,31 +91,6 @@ def _name_in(root: Root) -> str:
     if not isinstance(name, str):
         raise TrustError(f"not the root of a repository: it has no {names.REPOSITORY_FIELD}")
     return name
-
-
-class _Blob(msgspec.Struct, frozen=True):
-    id: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-    stored_size: int
-    plain_size: int
-
-
-class _Custom(msgspec.Struct, frozen=True):
-    blob: _Blob
-
-
-def _manifest(target: TargetFile | None) -> SignedManifest:
-    if target is None:
-        raise TrustError(f"the targets do not have {names.MANIFEST}")
-    try:
-        blob = msgspec.convert(target.custom, _Custom).blob
-        ref = BlobRef(Digest(bytes.fromhex(blob.id)), blob.stored_size, blob.plain_size)
-        check_ref(ref)
-    except (msgspec.ValidationError, FormatError) as error:
-        raise TrustError(f"the targets do not say where {names.MANIFEST} is: {error}") from error
-    sha256 = target.hashes.get("sha256")
-    if sha256 is None or not target.length == ref.plain_size <= MAX_MANIFEST_BYTES:
-        raise TrustError(f"the targets say impossible things of {names.MANIFEST}")
-    return SignedManifest(ref, target.length, sha256)
 
 
 def _config() -> UpdaterConfig:

@@ -5,7 +5,13 @@ TIMESTAMP = f"{DIRECTORY}/timestamp.json"
 """The head: the one file of a store that ever changes."""
 
 MANIFEST = "manifest.json"
-"""The target that names the newest manifest. Others (tags, profiles) will stand beside it."""
+"""The target that names the newest manifest."""
+
+TAGS = "tags.json"
+"""The target that names the tags, where there are any."""
+
+AHEAD_FIELD = "x-cvfs-ahead"
+"""In the timestamp: what will be asked for next, so that it can be asked for at once. Only a hint."""
 
 REPOSITORY_FIELD = "x-cvfs-repository"
 """In the root: the name of the repository, so that no key makes one repository of another."""

@@ -17,16 +17,26 @@ class Bundle:
 
 
 @dataclass(frozen=True, slots=True)
-class SignedManifest:
-    """What the targets say of the manifest."""
+class SignedTarget:
+    """What the targets say of a document: the blob that it is, the size and SHA-256 of its plain bytes."""
 
     blob: BlobRef
     size_bytes: int
     sha256: str
 
     def matches(self, plain: bytes) -> bool:
-        """Whether `plain` is the manifest that was signed."""
+        """Whether `plain` is the document that was signed."""
         return len(plain) == self.size_bytes and hashlib.sha256(plain).hexdigest() == self.sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What a timestamp says will be asked for next; nothing of it is to be believed."""
+
+    snapshot: int
+    targets: int
+    manifest: BlobRef
+    root: BlobRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +53,7 @@ class Chain:
     timestamp_version: int
     expires_s: int
     root_expires_s: int
-    manifest: SignedManifest
+    manifest: SignedTarget
 
 
 def root_id(root: bytes) -> str:
