@@ -46,6 +46,7 @@ def command(
         directory=_resolve(directory),
         settings=settings,
         revision=revision,
+        source=url if settings.url or "://" in url else "",
     )
     request = apply_options(request, options)
     supervised = choose_engine(settings.engine) == "channel"
@@ -79,9 +80,9 @@ def _serve_in_background(request: MountRequest, log_file: Path | None, supervise
 
     log_file = log_file.absolute() if log_file else request.settings.logs / log_name(request.directory)
     if supervised:
-        warnings = exec_in_background(lambda ready: _supervise(request, ready), log_file)
+        warnings = exec_in_background(lambda ready: _supervise(request, ready), log_file, keep_group=request.keep_group)
     else:
-        warnings = run_in_background(lambda ready: _serve(request, ready), log_file)
+        warnings = run_in_background(lambda ready: _serve(request, ready), log_file, keep_group=request.keep_group)
     for warning in warnings:
         click.echo(f"cvfs: warning: {warning}", err=True)
 

@@ -83,9 +83,9 @@ def attach(directory: Path, options: MountOptions) -> int:
 
 
 def check_mount_point(directory: Path) -> None:
-    """Raises MountError unless `directory` is an empty directory that nothing is mounted on."""
+    """Raises MountError unless `directory` is an empty directory that nothing but an automounter is mounted on."""
     mounted = find_mount(directory)
-    if mounted:
+    if mounted and mounted.kind != "autofs":
         raise MountError(_occupied(directory, mounted))
     try:
         with os.scandir(directory) as entries:

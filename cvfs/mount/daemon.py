@@ -26,15 +26,17 @@ Work = Callable[[Callable[[list[str]], None]], None]
 """Serves until the end; calls its argument once, with warnings for the user, when the mount can be used."""
 
 
-def run_in_background(work: Work, log_file: Path) -> list[str]:
+def run_in_background(work: Work, log_file: Path, *, keep_group: bool = False) -> list[str]:
     """Run `work` in a daemon that logs to `log_file`; returns its warnings when it is ready.
+
+    `keep_group`: it is for `work` to leave the caller's process group.
 
     Raises MountError with what went wrong; then the daemon has ended.
     """
-    return _run(lambda writer: work(lambda warnings: _say(writer, {"warnings": warnings})), log_file)
+    return _run(lambda writer: work(lambda warnings: _say(writer, {"warnings": warnings})), log_file, keep_group)
 
 
-def exec_in_background(work: Callable[[int], NoReturn], log_file: Path) -> list[str]:
+def exec_in_background(work: Callable[[int], NoReturn], log_file: Path, *, keep_group: bool = False) -> list[str]:
     """As `run_in_background`, with `work` becoming another program, which says on the descriptor that it is given
     what has become of the mount: {"warnings": [...]} or {"error": "..."}, one line of JSON."""
 
@@ -42,10 +44,10 @@ def exec_in_background(work: Callable[[int], NoReturn], log_file: Path) -> list[
         os.set_inheritable(writer, True)
         work(writer)
 
-    return _run(become, log_file)
+    return _run(become, log_file, keep_group)
 
 
-def _run(work: Callable[[int], None], log_file: Path) -> list[str]:
+def _run(work: Callable[[int], None], log_file: Path, keep_group: bool) -> list[str]:
     log = _open_log(log_file)
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -53,7 +55,7 @@ def _run(work: Callable[[int], None], log_file: Path) -> list[str]:
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        _be_daemon(work, writer, log, log_file)
+        _be_daemon(work, writer, log, log_file, keep_group)
     os.close(writer)
     os.close(log)
     try:
@@ -73,9 +75,11 @@ def _open_log(path: Path) -> int:
         raise ConfigError(f"cannot log to {path}: {error.strerror}; name another file with --log-file") from None
 
 
-def _be_daemon(work: Callable[[int], None], writer: int, log: int, log_file: Path) -> NoReturn:
+def _be_daemon(work: Callable[[int], None], writer: int, log: int, log_file: Path, keep_group: bool) -> NoReturn:
     status = 1
     try:
+        if not keep_group:
+            os.setsid()
         _detach(writer, log)
         work(writer)
         status = 0
@@ -92,12 +96,11 @@ def _be_daemon(work: Callable[[int], None], writer: int, log: int, log_file: Pat
 
 
 def _detach(writer: int, log: int) -> None:
-    """Leave the caller's session, directory, terminal and descriptors."""
+    """Leave the caller's directory, terminal and descriptors."""
     try:
         null = os.open(os.devnull, os.O_RDWR)
     except OSError as error:
         raise MountError(f"cannot go to the background: {os.devnull}: {error.strerror}") from None
-    os.setsid()
     os.chdir("/")
     os.umask(0o077)
     for target, source in ((0, null), (1, log), (2, log)):

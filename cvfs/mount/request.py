@@ -19,6 +19,7 @@ FUSE_CONF = Path("/etc/fuse.conf")
 
 _SETTERS: dict[str, dict[str, Any]] = {
     "nonempty": {"nonempty": True},
+    "keep_group": {"keep_group": True},
     "invalidate=exact": {"invalidation": "exact"},
     "invalidate=epoch": {"invalidation": "epoch"},
 }
@@ -30,7 +31,10 @@ _IGNORED = {"ro", "exec", "default_permissions", "noatime", "nodiratime", "relat
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """A mount of the repository at `url` on `directory`, an absolute path."""
+    """A mount of the repository at `url` on `directory`, an absolute path. The kernel lists it as one of `source`.
+
+    `keep_group`: until it is mounted, the daemon stays in the caller's process group. An automounter lets nobody else
+    in before the mount is there."""
 
     url: str
     directory: Path
@@ -38,6 +42,8 @@ class MountRequest:
     revision: int | None = None
     invalidation: str = "auto"
     nonempty: bool = False
+    source: str = ""
+    keep_group: bool = False
 
 
 def encode_request(request: MountRequest) -> str:

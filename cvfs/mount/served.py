@@ -82,7 +82,7 @@ class ServedMount:
         if allow_other and not may_allow_other():
             raise MountError("only root may allow others into a mount, unless /etc/fuse.conf says user_allow_other")
         return MountOptions(
-            self._client.url,
+            request.source or self._client.url,
             allow_other=allow_other,
             suid=settings.suid,
             dev=settings.dev,

@@ -36,6 +36,8 @@ def main() -> None:
             os.close(ready)
 
     def started(message: Message) -> None:
+        if request["keep_group"]:
+            os.setsid()
         say({"warnings": message["warnings"]})
         notify("READY=1", f"STATUS=serving {message['what']}")
 

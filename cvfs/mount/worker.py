@@ -90,6 +90,8 @@ async def _serve_mount(
         listener = until_ended.enter_context(_control_socket(runtime, request.directory))
 
         def started() -> None:
+            if request.keep_group:
+                os.setsid()
             until_started.close()
             until_ended.callback(log.info, "unmounted %s", request.directory)
             what = mount.announce()

@@ -1,0 +1,43 @@
+"""mount.cvfs: what mount(8), systemd and autofs run for a file system of type cvfs.
+
+    mount.cvfs SPEC DIRECTORY [-sfnv] [-o OPTIONS] [-t TYPE]
+
+SPEC is the name of a configured repository, or an address. `cvfs setup` installs it as /sbin/mount.cvfs.
+"""
+
+import getopt
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cvfs import terminal
+from cvfs.cli import cli
+
+_WRONG_USAGE = 1
+_FAILED = 32
+"""Exit statuses, as mount(8) has them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Mount, and return when the mount can be used."""
+    try:
+        options, words = getopt.gnu_getopt(list(sys.argv[1:] if arguments is None else arguments), "sfnvo:t:N:")
+        if len(words) != 2 or any(name == "-N" for name, _ in options):
+            raise getopt.GetoptError("wanted SPEC DIRECTORY [-sfnv] [-o OPTIONS] [-t TYPE]")
+    except getopt.GetoptError as error:
+        sys.stderr.write(f"mount.cvfs: error: {error}\n")
+        sys.exit(_WRONG_USAGE)
+    if any(name == "-f" for name, _ in options):
+        sys.exit(0)  # "fake": mount(8) does everything but this
+    spec, directory = words
+    given = [word for name, value in options if name == "-o" for word in value.split(",")]
+    # mount(8) says rw where nothing is said.
+    wanted = ",".join([*(word for word in given if word != "rw"), "keep_group"])
+    try:
+        terminal.run(cli, "mount.cvfs", ["mount", "-o", wanted, "--", spec, directory])
+    except SystemExit as end:
+        sys.exit(end.code and _FAILED)
+
+
+if __name__ == "__main__":
+    main()
