@@ -1,9 +1,11 @@
 """The command line of the publisher."""
 
 import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 import msgspec
@@ -26,6 +28,9 @@ from publisher.key_cli import (
 from publisher.settings import check_apart, exclusion, state_directory
 from publisher.store import open_store
 from publisher.tag_cli import tag_command
+
+if TYPE_CHECKING:
+    from publisher.publish import Watch
 
 _PROGRAM = "cvfs-publisher"
 
@@ -134,8 +139,8 @@ def publish_command(
       cvfs-publisher publish /srv/software build/ --at tools/gcc/14.2 --exclude '*.o'
     """
     from publisher.head import read_head
-    from publisher.progress import summary, watching
     from publisher.publish import Options, publish
+    from publisher.summary import summary
 
     opened = open_store(store)
     options = Options(parse_path(at), level, message, dry_run, exclusion(exclude), workers or os.cpu_count() or 1)
@@ -144,12 +149,23 @@ def publish_command(
     keys = None if dry_run else find_keys(opened, keys_dir)
     if keys is not None:
         check_apart(tree, {"key directory": keys.directory})
-    with opened.lock(_say_waiting if wait else None), watching(not quiet and not as_json) as watch:
+    with opened.lock(_say_waiting if wait else None), _watching(not quiet and not as_json) as watch:
         report = publish(opened, tree, kept, options, now_s(), watch, keys)
     if as_json:
         terminal.print_json(report.as_json())
     elif not quiet:
         click.echo(summary(report))
+
+
+def _watching(is_wanted: bool) -> "AbstractContextManager[Watch]":
+    """What shows progress, if stderr is a terminal."""
+    from publisher.publish import SILENT
+
+    if not is_wanted or not sys.stderr.isatty():
+        return nullcontext(SILENT)
+    from publisher.progress import watching  # rich takes longer to import than a small tree to publish
+
+    return watching()
 
 
 def _say_waiting() -> None:

@@ -36,6 +36,8 @@ def read_xattrs(file: int | bytes) -> Xattrs:
         if error.errno in _NOT_SUPPORTED:
             return ()
         raise
+    if not listed:
+        return ()
     names = sorted(filter(is_published, map(os.fsencode, listed)))
     return tuple((name, os.getxattr(file, name, follow_symlinks=follow)) for name in names)
 

@@ -26,6 +26,9 @@ _VERSION = b"1"
 _MAP_BYTES = 1 << 38
 """Address space, not memory or disk."""
 
+_MAX_HELD = 50_000
+"""Pieces put at once; 10 MB of memory."""
+
 _NAMES = (b"meta", b"objects", b"large", b"chunks", b"packs", b"numbers", b"pages", b"files")
 _PIECE = struct.Struct("<III")
 _NUMBER = struct.Struct("<I")
@@ -96,16 +99,24 @@ class Blobs:
 
 
 class Pieces:
-    """Where contents are: objects, or chunks, by their ids."""
+    """Where contents are: objects, or chunks, by their ids.
+
+    New ones are held back and put in batches, in order. A table that is empty is not asked: each call into LMDB lets
+    other threads have the interpreter, and has to wait for it to come back.
+    """
 
     def __init__(self, transaction: lmdb.Transaction, table: lmdb._Database, blobs: Blobs) -> None:
         self._transaction = transaction
         self._table = table
         self._blobs = blobs
+        self._held: dict[bytes, bytes] = {}
+        self._is_empty = not transaction.stat(table)["entries"]
 
     def find(self, content_id: bytes) -> Piece | None:
         """None if it is not known, or its pack is not in the store."""
-        value = self._transaction.get(content_id, db=self._table)
+        value: bytes | memoryview | None = self._held.get(content_id)
+        if value is None and not self._is_empty:
+            value = self._transaction.get(content_id, db=self._table)
         if value is None:
             return None
         number, offset, length = _PIECE.unpack(value)
@@ -113,8 +124,16 @@ class Pieces:
         return None if pack is None else Piece(pack, offset, length)
 
     def add(self, content_id: bytes, piece: Piece) -> None:
-        value = _PIECE.pack(self._blobs.number(piece.pack), piece.offset, piece.length)
-        self._transaction.put(content_id, value, db=self._table)
+        self._held[content_id] = _PIECE.pack(self._blobs.number(piece.pack), piece.offset, piece.length)
+        if len(self._held) >= _MAX_HELD:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put what was held back."""
+        if self._held:
+            with self._transaction.cursor(self._table) as cursor:
+                cursor.putmulti(sorted(self._held.items()))
+            self._held, self._is_empty = {}, False
 
 
 class Index:
@@ -127,6 +146,11 @@ class Index:
         self.blobs = Blobs(transaction, tables, has_blob)
         self.objects = Pieces(transaction, tables[b"objects"], self.blobs)
         self.chunks = Pieces(transaction, tables[b"chunks"], self.blobs)
+
+    def flush(self) -> None:
+        """Put what was held back. To be called last."""
+        self.objects.flush()
+        self.chunks.flush()
 
     def find_large(self, content_id: bytes) -> Content | None:
         """Where the chunks of a large object are. What is behind its location pages is for the caller to check."""
@@ -207,9 +231,11 @@ def _transact(environment: lmdb.Environment, has_blob: HasBlob, keep: bool) -> I
     tables = {name: environment.open_db(name) for name in _NAMES}
     transaction = environment.begin(write=True)
     try:
-        yield Index(transaction, tables, has_blob)
+        index = Index(transaction, tables, has_blob)
+        yield index
         if keep:
             with suppress(lmdb.Error):  # A full disk, say: the next publish will only be slower.
+                index.flush()
                 transaction.commit()
     finally:
         transaction.abort()  # Does nothing after a commit.

@@ -1,8 +1,9 @@
 """From a scanned tree to its records: files read, deduplicated, packed and stored on all cores.
 
 One thread, the caller's, decides everything, in key order: what is known already, what goes into which pack. Worker
-threads only read and hash, or compress, hash and store. So the same tree gives the same packs however the threads run,
-and memory holds no more than a few batches, a few packs, and the records that wait for them.
+threads only compress, hash and store; or cut large files; or read, where that has to be waited for. So the same tree
+gives the same packs however the threads run, and memory holds no more than a few batches, a few packs, and the records
+that wait for them.
 """
 
 from collections import deque
@@ -22,7 +23,7 @@ from publisher.large import Chunked, PutPage
 from publisher.listing import SourceTree
 from publisher.pack import MAX_SPAN, Nowhere, Place
 from publisher.packing import Packing
-from publisher.read import MAX_SMALL_BYTES, Plain, changed, read_batch
+from publisher.read import MAX_SMALL_BYTES, READERS, BatchReader, Plain, changed
 from publisher.report import Counts
 from publisher.scan import Run, Unread
 from publisher.stat_cache import StatCache
@@ -61,8 +62,7 @@ def _locate_large(index: Index, load: Load, entry: Entry) -> Content | None:
 
 
 class Pipeline:
-    """Publishes the contents of one tree. `executor`'s threads work for it, on at most `limit` batches; `cutter`'s one
-    thread reads large files."""
+    """Publishes the contents of one tree. `reader` reads its small files, `cutter`'s one thread the large ones."""
 
     def __init__(
         self,
@@ -71,9 +71,8 @@ class Pipeline:
         cache: StatCache,
         packing: Packing,
         put_page: PutPage,
-        executor: Executor,
+        reader: BatchReader,
         cutter: Executor,
-        limit: int,
         counts: Counts,
     ) -> None:
         self._source = source
@@ -81,9 +80,8 @@ class Pipeline:
         self._cache = cache
         self._packing = packing
         self._put_page = put_page
-        self._executor = executor
+        self._reader = reader
         self._cutter = cutter
-        self._limit = limit
         self._counts = counts
         self._batch: list[Unread] = []
         self._batch_bytes = 0
@@ -135,11 +133,11 @@ class Pipeline:
                 self._counts.tree_bytes += entry.size
 
     def _submit_batch(self) -> None:
-        while len(self._reading) >= self._limit:
+        while len(self._reading) >= READERS:
             self._collect()
         if self._batch:
             files, self._batch, self._batch_bytes = self._batch, [], 0
-            self._reading.append(_Batch(files, self._executor.submit(read_batch, self._source, files)))
+            self._reading.append(_Batch(files, self._reader.submit(files)))
 
     def _collect_done(self) -> None:
         while self._reading and self._reading[0].future.done():

@@ -1,4 +1,4 @@
-"""What a publisher shows: progress on a terminal, a summary at the end."""
+"""Progress on a terminal while a tree is published."""
 
 import os
 import stat
@@ -13,8 +13,8 @@ from rich.text import Text
 from cvfs import terminal
 from cvfs.terminal import show_count, show_size
 from publisher.listing import SourceTree
-from publisher.publish import SILENT, Watch
-from publisher.report import Counts, Report
+from publisher.publish import Watch
+from publisher.report import Counts
 
 _TICK_S = 0.1
 
@@ -28,11 +28,8 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def watching(is_wanted: bool) -> Iterator[Watch]:
-    """Shows progress on stderr, if it is a terminal, until the block ends."""
-    if not is_wanted or not terminal.console.is_terminal:
-        yield SILENT
-        return
+def watching() -> Iterator[Watch]:
+    """Shows progress on stderr until the block ends, then takes it away."""
     columns = (TextColumn("Publishing"), BarColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=terminal.console, transient=True) as display:
         shown = _Shown(display)
@@ -83,30 +80,3 @@ class _Shown:
                     continue
                 total_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
         self._display.update(self._task, total=total_bytes)
-
-
-def summary(report: Report) -> str:
-    """The summary of a publish, for people: a few lines."""
-    counts, changes = report.counts, report.changes
-    seconds = max(report.seconds, 1e-3)
-    new, changed, removed, same = changes.new, changes.changed, changes.removed, changes.unchanged
-    packs, pages = show_count(counts.packs, "new pack"), show_count(counts.pages, "new page")
-    saved, squeezed = show_size(counts.saved_by_dedup_bytes), show_size(counts.saved_by_compression_bytes)
-    rate = f"{counts.files / seconds:,.0f} files/s, {show_size(int(counts.tree_bytes / seconds))}/s"
-    lines = [
-        _headline(report),
-        f"  files   {new:,} new, {changed:,} changed, {removed:,} removed, {same:,} unchanged",
-        f"  read    {show_size(counts.read_bytes)} of {show_count(counts.files_read, 'file')}",
-        f"  stored  {show_size(counts.stored_bytes)} in {packs} and {pages}",
-        f"  saved   {saved} by deduplication, {squeezed} by compression",
-        f"  took    {report.seconds:.2f} s: {rate}",
-    ]
-    return "\n".join(lines)
-
-
-def _headline(report: Report) -> str:
-    if report.is_published:
-        return f"Published revision {report.revision} of {report.repository}"
-    if report.changes.is_any:
-        return f"Would publish revision {report.revision + 1} of {report.repository} (dry run)"
-    return f"Nothing has changed: {report.repository} stays at revision {report.revision}"

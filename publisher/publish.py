@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,7 @@ from cvfs.format.tree import Root, Tree, build, diff, edit
 from cvfs.model import NO_CONTENT, BlobRef, Entry, Manifest, Record, split
 from publisher.graft import upserts
 from publisher.head import advance, keys_of, next_manifest, online_signers, read_head, read_own_head
-from publisher.heap import keep_memory
+from publisher.heap import own_memory
 from publisher.history import Pages
 from publisher.index import BROKEN, Index, open_index, reset_index
 from publisher.keys import Keys
@@ -23,10 +23,12 @@ from publisher.listing import Excluded, SourceTree
 from publisher.packing import Packing
 from publisher.pages import PageWriter
 from publisher.pipeline import Pipeline, locate
+from publisher.read import BatchReader
 from publisher.report import Changes, Counts, Report
 from publisher.scan import Scanner
 from publisher.stat_cache import StatCache
 from publisher.store import DryRunStore, Store
+from publisher.threads import Threads
 
 
 def _usable_cpus() -> int:
@@ -131,24 +133,25 @@ class _Publication:
 
     def build(self, watch: Watch) -> Root:
         """Store all contents and pages of the new tree."""
-        keep_memory()
-        learn(self._index, self._old, self._pages)
-        watch.begin(self._source, self.counts)
-        # A thread of its own for large files: the next window must not queue behind the packs of those before it.
-        with ThreadPoolExecutor(self._options.workers, "publish") as executor, ThreadPoolExecutor(1, "cut") as cutter:
-            try:
-                return self._build(executor, cutter, watch)
-            except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
-                raise
+        with own_memory():
+            learn(self._index, self._old, self._pages)
+            watch.begin(self._source, self.counts)
+            with ExitStack() as stack:
+                threads = Threads.start(stack, self._options.workers)
+                try:
+                    return self._build(threads, watch)
+                except BaseException:
+                    threads.give_up()
+                    raise
 
-    def _build(self, executor: ThreadPoolExecutor, cutter: ThreadPoolExecutor, watch: Watch) -> Root:
-        options, index, limit = self._options, self._index, 2 * self._options.workers
+    def _build(self, threads: Threads, watch: Watch) -> Root:
+        options, index = self._options, self._index
         put_pack = self._would_put if options.is_dry_run else self._store.put_blob
-        packing = Packing(index, put_pack, options.level, executor, limit, self.counts)
+        packing = Packing(index, put_pack, options.level, threads.packers, 2 * options.workers, self.counts)
         cache = StatCache(index, os.fsencode(self._source.path))
         scanner = Scanner(self._source, options.at, cache, lambda entry: locate(index, self._pages, entry))
-        pipeline = Pipeline(self._source, index, cache, packing, self._put_page, executor, cutter, limit, self.counts)
+        reader = BatchReader(self._source, threads.readers)
+        pipeline = Pipeline(self._source, index, cache, packing, self._put_page, reader, threads.cutter, self.counts)
         root = scanner.root(split(options.at)[1])
         records = pipeline.records(scanner.runs(), watch.tick)
         return self._assemble(root, records)

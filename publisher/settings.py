@@ -4,8 +4,6 @@ import os
 import re
 from pathlib import Path
 
-import pathspec
-
 from cvfs.errors import ConfigError
 from cvfs.format.blob import digest
 from publisher.listing import Excluded
@@ -23,6 +21,8 @@ def exclusion(patterns: tuple[str, ...]) -> Excluded | None:
     """What the patterns leave out; they mean what they mean in a .gitignore at the top of the tree."""
     if not patterns:
         return None
+    import pathspec  # slow to import, and seldom needed
+
     try:
         spec = pathspec.GitIgnoreSpec.from_lines(patterns)
     except (ValueError, re.error) as error:
