@@ -98,15 +98,22 @@ class TooLargeError(TransportError):
 
 
 class TooSlowError(TransportError):
-    """The deadline passed before the body was complete; `received_bytes` of it had come (0: a server that hangs)."""
+    """The deadline passed before the body was complete; `received_bytes` of it had come (0: a server that hangs).
 
-    def __init__(self, url: str, reason: str, received_bytes: int = 0) -> None:
+    `asked` is false if the server never was, because all connections were busy until then.
+    """
+
+    def __init__(self, url: str, reason: str, received_bytes: int = 0, *, asked: bool = True) -> None:
         super().__init__(url, reason)
-        self.received_bytes = received_bytes
+        self.received_bytes, self.asked = received_bytes, asked
 
 
 class CacheError(CvfsError):
     """The local cache failed (disk full, not writable, broken). Whatever was to be cached may still be served."""
+
+
+class CacheFullError(CacheError):
+    """There is no room in the local cache: its disk is full, or its limit is reached and nothing may be evicted."""
 
 
 class ConfigError(CvfsError):

@@ -12,7 +12,7 @@ import trio
 from cvfs.errors import ConfigError, CvfsError, FormatError, TransportError, TrustError
 from cvfs.format.manifest import encode_manifest
 from cvfs.heads import Head, Heads, find_revision, state_key
-from cvfs.mirrors import Mirrors
+from cvfs.mirrors import Mirrors, Network
 from cvfs.transport import Transport
 from cvfs.trust.names import TIMESTAMP as HEAD
 from cvfs.trust.pin import Pin
@@ -49,7 +49,7 @@ def state(tmp_path: Path) -> Path:
 def with_mirrors(url: str, use: Callable[[Mirrors], Awaitable[T]]) -> T:
     async def main() -> T:
         with closing(Transport(user_agent="test")) as transport:
-            return await use(Mirrors(transport, [url]))
+            return await use(Mirrors(Network(transport), [url]))
 
     return trio.run(main)
 

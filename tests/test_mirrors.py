@@ -15,29 +15,29 @@ from hypothesis import strategies as st
 from cvfs.errors import (
     ConfigError,
     IntegrityError,
+    ProxyError,
     StatusError,
     TooLargeError,
     TooSlowError,
     TransportError,
     TruncatedError,
+    TrustError,
     UnreachableError,
 )
 from cvfs.format import blob
-from cvfs.mirrors import (
+from cvfs.mirrors import FetchError, Mirrors, Network, Source
+from cvfs.mirrors.health import (
     BREAKER_AGE_S,
     BREAKER_FAILURES,
     BREAKER_MAX_OPEN_S,
     BREAKER_OPEN_S,
-    DISTRUST_S,
+    PATIENCE_S,
     PROBE_S,
-    FetchError,
     Health,
-    Mirrors,
-    Plan,
-    Source,
-    Try,
-    Wait,
+    blames_server,
 )
+from cvfs.mirrors.network import by_distance
+from cvfs.mirrors.plan import SHUN_S, Plan, Proxy, Route, Site, Try, Wait
 from cvfs.transport import Response, Transport
 from tests import servers
 from tests.servers import FaultyServer
@@ -50,81 +50,115 @@ MISSING = StatusError("http://m/x", 404)
 BUSY = StatusError("http://m/x", 429, retry_after_s=3)
 SLOW = TooSlowError("http://m/x", "slow", 1000)
 HANGING = TooSlowError("http://m/x", "hangs", 0)
+UNASKED = TooSlowError("http://m/x", "busy", asked=False)
+PROXY = ProxyError("http://m/x", "http://p", "connection refused")
 
 
 # Decisions
 
 
-def make_plan(mirrors: int = 1, deadline: float = 30.0) -> tuple[Plan, list[Health]]:
-    healths = [Health() for _ in range(mirrors)]
-    return Plan(healths, deadline), healths
+class Rig:
+    """Plans over `mirrors` mirrors and proxies in groups of these sizes, at a time and with dice of the test's own."""
+
+    def __init__(self, mirrors: int = 1, groups: tuple[int, ...] = (1,), deadline: float = 30.0) -> None:
+        self.sites = [Site(f"http://m{number}", number) for number in range(mirrors)]
+        self.proxies = [
+            Proxy(f"p{group}{rank}", group, rank) for group, size in enumerate(groups) for rank in range(size)
+        ]
+        self.routes = [Route(site, proxy, Health()) for proxy in self.proxies for site in self.sites]
+        self.plan = self.new(deadline)
+
+    def new(self, deadline: float = 30.0, first: int | None = None) -> Plan:
+        self.plan = Plan(self.routes, deadline, None if first is None else self.sites[first])
+        return self.plan
+
+    def route(self, mirror: int, proxy: int = 0) -> Route:
+        return self.routes[proxy * len(self.sites) + mirror]
+
+    def next(self, now: float = 0.0) -> tuple[int, int]:
+        """Which mirror is asked by which proxy."""
+        step = self.plan.decide(now)
+        assert isinstance(step, Try)
+        return self.sites.index(step.route.site), self.proxies.index(step.route.proxy)
+
+    def fail(self, error: FetchError, now: float = 0.0, dice: float = 0.5) -> tuple[int, int]:
+        """Let the next try end in `error`; which one it was."""
+        mirror, proxy = self.next(now)
+        self.plan.record_failure(self.route(mirror, proxy), error, now, dice)
+        return mirror, proxy
 
 
 def kill(health: Health, now: float) -> float:
-    """Let the mirror fail, from `now` on, until its breaker opens; the time at which it did."""
+    """Let the server fail, from `now` on, until its breaker opens; the time at which it did."""
+    age_s = PATIENCE_S if health.answered else BREAKER_AGE_S
     for number in range(BREAKER_FAILURES):
-        health.record_failure(DEAD, now + number * BREAKER_AGE_S, 0.5)
-    opened_at = now + (BREAKER_FAILURES - 1) * BREAKER_AGE_S
+        health.record_failure(DEAD, now + number * age_s, 0.5)
+    opened_at = now + (BREAKER_FAILURES - 1) * age_s
     assert health.is_open(opened_at)
     return opened_at
 
 
-def test_the_first_mirror_is_preferred() -> None:
-    plan, _ = make_plan(3)
-    assert plan.decide(0.0) == Try(0, fresh=False, deadline_s=15.0)
+def test_the_first_mirror_is_preferred_and_gets_half_of_the_time() -> None:
+    rig = Rig(3)
+    assert rig.plan.decide(0.0) == Try(rig.route(0), fresh=False, deadline_s=15.0)
 
 
 def test_a_single_mirror_may_use_the_whole_deadline() -> None:
-    plan, _ = make_plan(1)
-    assert plan.decide(10.0) == Try(0, fresh=False, deadline_s=20.0)
+    rig = Rig()
+    assert rig.plan.decide(10.0) == Try(rig.route(0), fresh=False, deadline_s=20.0)
 
 
 @pytest.mark.parametrize("error", [DEAD, WRONG, MISSING, BUSY, SLOW, HANGING])
-def test_after_any_error_another_mirror_is_asked_at_once(error: FetchError) -> None:
-    plan, _ = make_plan(2)
-    plan.record_failure(0, error, 1.0, 0.5)
-    step = plan.decide(1.0)
-    assert isinstance(step, Try)
-    assert step.mirror == 1
+def test_after_any_error_another_mirror_is_asked_at_once_and_preferred_from_then_on(error: FetchError) -> None:
+    rig = Rig(2)
+    rig.fail(error, 1.0)
+    assert rig.next(1.0) == (1, 0)
+    rig.new()
+    assert rig.next(2.0) == (1, 0)
 
 
 def test_a_dead_mirror_is_asked_again_after_growing_waits() -> None:
-    plan, _ = make_plan(1)
-    waits, now = [], 0.0
-    while isinstance(plan.decide(now), Try):
-        plan.record_failure(0, DEAD, now, 1.0)
-        step = plan.decide(now)
+    rig, waits, now = Rig(), [], 0.0
+    while isinstance(rig.plan.decide(now), Try):
+        rig.fail(DEAD, now, 1.0)
+        step = rig.plan.decide(now)
         if not isinstance(step, Wait):
             break
         waits.append(step.delay_s)
         now += step.delay_s
     assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6][: len(waits)])
     assert BREAKER_AGE_S <= now < 2 * BREAKER_AGE_S  # then the breaker opens
-    assert plan.error is DEAD
+    assert rig.plan.error is DEAD
 
 
 @pytest.mark.parametrize("error", [WRONG, TooLargeError("u", "r"), TruncatedError("u", "r")])
 def test_wrong_bytes_are_asked_for_once_more_past_the_caches(error: FetchError) -> None:
-    plan, healths = make_plan(1)
-    plan.record_failure(0, error, 0.0, 0.5)
-    assert plan.decide(0.0) == Try(0, fresh=True, deadline_s=30.0)
-    plan.record_failure(0, error, 0.0, 0.5)
-    assert plan.decide(0.0) is None
-    assert not healths[0].is_open(0.0)
+    rig = Rig()
+    rig.fail(error)
+    assert rig.plan.decide(0.0) == Try(rig.route(0), fresh=True, deadline_s=30.0)
+    rig.fail(error)
+    assert rig.plan.decide(0.0) is None
+    assert not rig.route(0).is_open(0.0)
 
 
-def test_a_missing_object_is_not_asked_for_again() -> None:
-    plan, _ = make_plan(1)
-    plan.record_failure(0, MISSING, 0.0, 0.5)
-    assert plan.decide(0.0) is None
+def test_a_missing_object_is_not_asked_for_again_by_any_proxy() -> None:
+    rig = Rig(2, (2, 1))
+    assert [rig.fail(MISSING), rig.fail(MISSING)] == [(0, 0), (1, 0)]
+    assert rig.plan.decide(0.0) is None
 
 
-@pytest.mark.parametrize("error", [WRONG, MISSING, SLOW])
-def test_errors_of_objects_never_open_the_breaker(error: FetchError) -> None:
-    health = Health()
+def test_what_one_proxy_forbids_is_asked_of_another() -> None:
+    rig = Rig(1, (2, 1))
+    assert [rig.fail(StatusError("u", 403)) for _ in range(3)] == [(0, 0), (0, 1), (0, 2)]
+    assert rig.plan.decide(0.0) is None
+
+
+@pytest.mark.parametrize("error", [WRONG, MISSING, SLOW, UNASKED])
+def test_errors_of_answers_never_open_the_breaker(error: FetchError) -> None:
+    rig = Rig()
     for now in range(100):
-        health.record_failure(error, float(now), 0.5)
-        assert not health.is_open(now)
+        rig.route(0).record(error, float(now), 0.5)
+        assert not rig.route(0).is_failing
 
 
 def test_many_failures_at_one_moment_do_not_open_the_breaker() -> None:
@@ -134,13 +168,23 @@ def test_many_failures_at_one_moment_do_not_open_the_breaker() -> None:
     assert not health.is_open(5.0)
 
 
+def test_a_server_that_has_answered_before_is_waited_for_longer() -> None:
+    health = Health()
+    health.record_success()
+    for now in range(int(PATIENCE_S)):
+        health.record_failure(DEAD, float(now), 0.5)
+        assert not health.is_open(now)
+    health.record_failure(DEAD, PATIENCE_S, 0.5)
+    assert health.is_open(PATIENCE_S)
+
+
 def test_an_open_breaker_ends_waiting_fetches_and_refuses_new_ones() -> None:
-    plan, healths = make_plan(1, deadline=1000.0)
-    plan.record_failure(0, DEAD, 0.0, 0.5)
-    assert isinstance(plan.decide(0.0), Wait)
-    now = kill(healths[0], 0.0)
-    assert plan.decide(now) is None
-    assert Plan(healths, now + 30).decide(now) is None
+    rig = Rig(deadline=1000.0)
+    rig.fail(DEAD)
+    assert isinstance(rig.plan.decide(0.0), Wait)
+    now = kill(rig.route(0).health, 0.0)
+    assert rig.plan.decide(now) is None
+    assert rig.new(now + 30).decide(now) is None
 
 
 def test_failures_of_requests_under_way_do_not_prolong_an_open_breaker() -> None:
@@ -152,15 +196,16 @@ def test_failures_of_requests_under_way_do_not_prolong_an_open_breaker() -> None
     assert not health.is_open(now + BREAKER_OPEN_S)
 
 
-def test_one_request_tests_a_mirror_whose_breaker_has_had_its_time() -> None:
-    plan, healths = make_plan(1, deadline=1000.0)
-    now = kill(healths[0], 0.0) + BREAKER_MAX_OPEN_S
-    assert isinstance(plan.decide(now), Try)
-    healths[0].begin(now)
-    assert Plan(healths, 1000.0).decide(now) is None
-    assert isinstance(Plan(healths, 1000.0).decide(now + PROBE_S), Try)
-    healths[0].record_success()
-    assert isinstance(Plan(healths, 1000.0).decide(now), Try)
+def test_one_request_tests_a_server_whose_breaker_has_had_its_time() -> None:
+    rig = Rig(deadline=1000.0)
+    route = rig.route(0)
+    now = kill(route.health, 0.0) + BREAKER_MAX_OPEN_S
+    assert isinstance(rig.plan.decide(now), Try)
+    route.begin(now)
+    assert rig.new(1000.0).decide(now) is None
+    assert isinstance(rig.new(1000.0).decide(now + PROBE_S), Try)
+    route.record(None, now, 0.5)
+    assert isinstance(rig.new(1000.0).decide(now), Try)
 
 
 def test_a_test_that_fails_opens_the_breaker_for_longer_up_to_a_bound() -> None:
@@ -168,8 +213,10 @@ def test_a_test_that_fails_opens_the_breaker_for_longer_up_to_a_bound() -> None:
     now, times = kill(health, 0.0), []
     for _ in range(8):
         start = now
+        assert health.probe_at > now
         while health.is_open(now):
             now += 0.01
+        assert health.probe_at == pytest.approx(now, abs=0.02)
         times.append(now - start)
         health.begin(now)
         health.record_failure(DEAD, now, 1.0)
@@ -179,46 +226,184 @@ def test_a_test_that_fails_opens_the_breaker_for_longer_up_to_a_bound() -> None:
 
 
 def test_a_test_whose_caller_leaves_is_left_to_the_next() -> None:
-    plan, healths = make_plan(1, deadline=1000.0)
-    now = kill(healths[0], 0.0) + BREAKER_MAX_OPEN_S
-    healths[0].begin(now)
-    healths[0].abandon()
-    assert isinstance(plan.decide(now), Try)
+    rig = Rig(deadline=1000.0)
+    now = kill(rig.route(0).health, 0.0) + BREAKER_MAX_OPEN_S
+    rig.route(0).begin(now)
+    rig.route(0).abandon()
+    assert isinstance(rig.plan.decide(now), Try)
 
 
 def test_retry_after_is_waited_for_if_there_is_time() -> None:
-    plan, healths = make_plan(1)
-    plan.record_failure(0, BUSY, 1.0, 0.5)
-    assert plan.decide(1.0) == Wait(3.0)
-    assert Plan(healths, 3.0).decide(1.0) is None
-    assert isinstance(plan.decide(4.0), Try)
+    rig = Rig()
+    rig.fail(BUSY, 1.0, dice=0.0)
+    assert rig.plan.decide(1.0) == Wait(3.0)
+    assert rig.route(0).health.probe_at == 4.0
+    assert rig.new(3.0).decide(1.0) is None
+    rig.new()
+    assert rig.next(4.0) == (0, 0)
 
 
-def test_a_mirror_that_gave_wrong_bytes_comes_last_for_a_while() -> None:
-    plan, healths = make_plan(2, deadline=1000.0)
-    plan.record_failure(0, WRONG, 0.0, 0.5)
-    later = Plan(healths, 1000.0)
-    assert [step.mirror for step in (later.decide(1.0), later.decide(DISTRUST_S)) if isinstance(step, Try)] == [1, 0]
+def test_hosts_that_were_told_the_same_time_do_not_return_at_the_same_time() -> None:
+    healths = [Health() for _ in range(100)]
+    for number, health in enumerate(healths):
+        health.record_failure(BUSY, 0.0, number / 100)
+    assert len({round(health.busy_until, 3) for health in healths}) > 70
+    assert all(3.0 <= health.busy_until < 3.75 for health in healths)
 
 
-ERRORS = st.sampled_from([DEAD, WRONG, MISSING, BUSY, SLOW, HANGING, TruncatedError("u", "r")])
+@pytest.mark.parametrize("error", [WRONG, MISSING, SLOW, TruncatedError("u", "r"), TrustError("an older revision")])
+def test_a_mirror_that_gave_something_wrong_comes_last_for_a_while(error: FetchError) -> None:
+    rig = Rig(2)
+    rig.fail(error)
+    rig.new(1000.0)
+    assert rig.next(1.0) == (1, 0)
+    assert rig.next(SHUN_S) == (0, 0)
 
 
-@given(st.lists(ERRORS, min_size=200, max_size=200), st.integers(1, 4), st.floats(0, 1, exclude_max=True))
-def test_every_fetch_ends(errors: list[FetchError], mirrors: int, dice: float) -> None:
-    plan, healths = make_plan(mirrors, deadline=30.0)
+# Proxies
+
+
+@pytest.mark.parametrize("error", [WRONG, HANGING, SLOW])
+def test_another_mirror_by_another_proxy_is_next_since_either_can_be_to_blame(error: FetchError) -> None:
+    rig = Rig(2, (2,))
+    assert [rig.fail(error), rig.next()] == [(0, 0), (1, 1)]
+    rig.new()
+    assert rig.next(1.0) == (1, 0)
+
+
+def test_a_dead_proxy_speaks_against_no_mirror() -> None:
+    rig = Rig(2, (2,))
+    assert rig.fail(PROXY) == (0, 0)
+    assert rig.next() == (0, 1)
+    rig.new()
+    assert rig.next(1.0) == (0, 1)
+    assert not rig.route(0, 0).health.failing
+
+
+def test_a_proxy_that_answers_for_a_dead_mirror_is_alive() -> None:
+    rig = Rig(1, (1, 1))
+    rig.proxies[0].health.record_failure(PROXY, 0.0, 0.5)
+    rig.route(0, 0).record(StatusError("u", 503), 1.0, 0.5)
+    assert not rig.proxies[0].health.failing
+    assert rig.route(0, 0).health.failing
+
+
+def test_a_group_is_left_when_all_its_proxies_have_failed_and_taken_up_again() -> None:
+    rig = Rig(2, (2, 1))
+    assert [rig.fail(PROXY), rig.fail(PROXY)] == [(0, 0), (0, 1)]
+    assert rig.next() == (0, 2)
+    rig.new()
+    assert rig.next(1.0) == (0, 2)
+    rig.route(0, 1).record(None, 2.0, 0.5)
+    assert rig.next(2.0) == (0, 1)
+
+
+def test_a_dead_mirror_makes_nobody_go_past_the_proxies() -> None:
+    """10,000 hosts that go DIRECT would be too many for the mirrors that are left."""
+    rig = Rig(2, (1, 1))
+    assert rig.fail(StatusError("u", 503)) == (0, 0)
+    assert rig.next() == (1, 0)
+    for now in range(5):
+        rig.new(deadline=now + 30.0)
+        assert rig.next(now) == (1, 0)
+
+
+def test_a_missing_object_makes_nobody_go_past_the_proxies() -> None:
+    rig = Rig(1, (1, 1))
+    for now in range(5):
+        rig.new(deadline=now + 30.0)
+        assert rig.fail(MISSING, now) == (0, 0)
+
+
+def test_a_question_can_begin_with_another_mirror_but_not_with_a_bad_one() -> None:
+    rig = Rig(3)
+    rig.new(first=2)
+    assert rig.next() == (2, 0)
+    rig.fail(DEAD)
+    assert rig.next() == (0, 0)
+    rig.new(first=2)
+    assert rig.next(1.0) == (0, 0)
+
+
+# Distance
+
+
+@pytest.mark.parametrize(
+    ("latencies_ms", "order"),
+    [
+        ([None, None, None], [0, 1, 2]),
+        ([80, 15, 40], [1, 2, 0]),
+        ([80, None, 15], [0, 1, 2]),  # nothing is known of the one between
+        ([3, 1, 2], [0, 1, 2]),  # near is near enough
+        ([50, 40, 30], [0, 1, 2]),
+        ([90, 40, 1], [2, 1, 0]),
+    ],
+)
+def test_mirrors_are_ordered_by_distance_where_it_is_clear(latencies_ms: list[int | None], order: list[int]) -> None:
+    sites = [Site(str(number), number) for number in range(3)]
+    known = dict(zip(sites, (None if ms is None else ms / 1000 for ms in latencies_ms), strict=True))
+    assert [site.rank for site in by_distance(sites, known.get)] == order
+
+
+@given(st.lists(st.floats(0, 10), max_size=8))
+def test_order_is_stable(latencies_s: list[float]) -> None:
+    sites = [Site(str(number), number) for number in range(len(latencies_s))]
+    known = dict(zip(sites, latencies_s, strict=True))
+    once = by_distance(sites, known.get)
+    assert by_distance(once, known.get) == once
+    assert sorted(site.rank for site in once) == list(range(len(sites)))
+
+
+def test_latency_is_a_moving_average() -> None:
+    health = Health()
+    health.observe(0.1)
+    assert health.latency_s == 0.1
+    for _ in range(20):
+        health.observe(0.3)
+    assert health.latency_s == pytest.approx(0.3, abs=0.01)
+
+
+ERRORS = st.sampled_from([DEAD, WRONG, MISSING, BUSY, SLOW, HANGING, PROXY, UNASKED, TruncatedError("u", "r")])
+
+
+@given(
+    st.lists(ERRORS, min_size=700, max_size=700),
+    st.integers(1, 3),
+    st.lists(st.integers(1, 2), min_size=1, max_size=2),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_every_fetch_ends(errors: list[FetchError], mirrors: int, groups: list[int], dice: float) -> None:
+    rig = Rig(mirrors, tuple(groups))
     now, tries = 0.0, 0
-    while step := plan.decide(now):
+    while step := rig.plan.decide(now):
         if isinstance(step, Wait):
             assert step.delay_s > 0
             now += step.delay_s
             continue
         assert 0 < step.deadline_s <= 30.0 - now
-        healths[step.mirror].begin(now)
-        plan.record_failure(step.mirror, errors[tries], now, dice)
+        step.route.begin(now)
+        rig.plan.record_failure(step.route, errors[tries], now, dice)
         tries += 1
     assert now <= 30.0
-    assert tries <= 40 * mirrors
+    assert tries <= 40 * len(rig.routes)
+
+
+@given(st.lists(st.tuples(ERRORS | st.none(), st.floats(0, 20))), st.floats(0, 1, exclude_max=True))
+def test_whatever_happened_what_answers_is_asked(events: list[tuple[FetchError | None, float]], dice: float) -> None:
+    """No history closes a way for good: once all answers are good, nothing is refused."""
+    rig, now = Rig(2, (1, 1)), 0.0
+    for number, (error, passed_s) in enumerate(events):
+        now += passed_s
+        route = rig.routes[number % len(rig.routes)]
+        route.begin(now)
+        route.record(error, now, dice)
+        if error is not None and (isinstance(error, ProxyError) or blames_server(error)):
+            assert route.is_failing
+            assert now <= route.health.probe_at or now <= route.proxy.health.probe_at
+    for route in rig.routes:
+        route.record(None, now, dice)
+    assert isinstance(rig.new(now + 100).decide(now + 80), Try)
+    assert not any(route.is_failing for route in rig.routes)
 
 
 # Against servers
@@ -250,7 +435,7 @@ def fleet(store: Path) -> Iterator[list[FaultyServer]]:
 def run(urls: list[str], action: Callable[[Mirrors], Awaitable[T]]) -> T:
     async def main() -> T:
         with closing(Transport(user_agent="test", read_timeout_s=1)) as transport:
-            return await action(Mirrors(transport, urls))
+            return await action(Mirrors(Network(transport), urls))
 
     return trio.run(main)
 
@@ -425,7 +610,7 @@ def test_success_ends_a_row_of_failures(fleet: list[FaultyServer]) -> None:
 
     async def fetch() -> None:
         with closing(Transport(user_agent="test")) as transport:
-            mirrors = Mirrors(transport, [fleet[0].url], clock=clock)
+            mirrors = Mirrors(Network(transport, clock=clock), [fleet[0].url])
             for _ in range(2 * BREAKER_FAILURES):
                 fleet[0].misbehave(servers.status("500 Oops"), times=1)
                 assert await mirrors.fetch_blob(LARGE_REF, 5) == LARGE_STORED
@@ -439,7 +624,7 @@ def test_cancelled_test_of_a_mirror_is_left_to_the_next_fetch(fleet: list[Faulty
 
     async def fetch() -> None:
         with closing(Transport(user_agent="test")) as transport:
-            mirrors = Mirrors(transport, [fleet[0].url], clock=clock)
+            mirrors = Mirrors(Network(transport, clock=clock), [fleet[0].url])
             fleet[0].misbehave(servers.status("500 Oops"))
             with pytest.raises(StatusError):
                 await mirrors.fetch_blob(LARGE_REF, 60)  # until the breaker opens
@@ -468,4 +653,4 @@ def test_no_time_at_all(fleet: list[FaultyServer]) -> None:
 @pytest.mark.parametrize("urls", [[], ["nonsense"], ["http://host/?a=b"]])
 def test_mirrors_that_cannot_be(urls: list[str]) -> None:
     with closing(Transport(user_agent="test")) as transport, pytest.raises(ConfigError):
-        Mirrors(transport, urls)
+        Mirrors(Network(transport), urls)

@@ -2,9 +2,9 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Hashable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -15,11 +15,11 @@ from cvfs.errors import ConfigError, CvfsError, TooSlowError
 from cvfs.fetcher import Fetcher
 from cvfs.heads import Heads, find_revision, state_key
 from cvfs.inodes import ROOT_INODE, Numbering
-from cvfs.mirrors import Mirrors
+from cvfs.mirrors import Mirrors, Network
 from cvfs.model import Manifest
 from cvfs.mount.freshness import expired
 from cvfs.repository import Repository
-from cvfs.transport import Transport, check_base_url
+from cvfs.transport import Transport, check_base_url, load_credentials
 from cvfs.trust.pin import Pin, find_pin
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class Client:
     """One repository in use: `repository` answers, the rest is what it stands on.
 
-    Each has a transport of its own: threads that wait for a dead server are missed by no other repository.
+    Each has threads of its own: those that wait for a dead server are missed by no other repository.
     """
 
     url: str
@@ -38,6 +38,7 @@ class Client:
     fetcher: Fetcher
     cache: Cache
     transport: Transport
+    mirrors: Mirrors
 
 
 @asynccontextmanager
@@ -68,11 +69,12 @@ async def open_ground(settings: Settings) -> AsyncIterator["Ground"]:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What repositories are opened on: the cache, and a nursery for what they do unasked."""
+    """What repositories are opened on: the cache, the network, and a nursery for what they do unasked."""
 
     cache: Cache
     nursery: trio.Nursery
     until_closed: contextlib.ExitStack
+    networks: dict[Hashable, Network] = field(default_factory=dict)
 
     async def open(
         self,
@@ -84,14 +86,29 @@ class Ground:
     ) -> Client:
         """As `open_repository`; until the ground is closed. Cancelled, or after an error: nothing is left behind."""
         url = check_base_url(url)
-        with contextlib.ExitStack() as unless_opened:
-            transport = unless_opened.enter_context(_transport())
-            mirrors = Mirrors(transport, [url])
-            heads = Heads(mirrors, url, settings.state / state_key(url), _pin(url, settings, manifest))
-            opener = _Opener(url, mirrors, heads, self, settings, root_inode)
-            repository = await opener.open(revision) if manifest is None else await opener.open_at(manifest)
-            self.until_closed.push(unless_opened.pop_all())
-        return Client(url, repository, heads, repository.fetcher, self.cache, transport)
+        network = self.network(settings)
+        transport = network.transport.sibling()
+        mirrors = Mirrors(network, [url, *settings.mirrors], transport)
+        heads = Heads(mirrors, url, settings.state / state_key(url), _pin(url, settings, manifest))
+        opener = _Opener(url, mirrors, heads, self, settings, root_inode)
+        repository = await opener.open(revision) if manifest is None else await opener.open_at(manifest)
+        return Client(url, repository, heads, repository.fetcher, self.cache, transport, mirrors)
+
+    def network(self, settings: Settings) -> Network:
+        """The network as `settings` want it used; what is learned of it is shared. Raises ConfigError."""
+        ca, credentials = settings.ca, settings.credentials
+        key = settings.proxies, ca, credentials, settings.connect_deadline_s
+        if key not in self.networks:
+            transport = Transport(
+                user_agent=f"cvfs/{cvfs.__version__}",
+                connect_timeout_s=settings.connect_deadline_s,
+                ca_file=None if ca is None else str(ca),
+                credentials=None if credentials is None else load_credentials(credentials),
+            )
+            self.until_closed.callback(transport.close)
+            self.networks[key] = Network(transport, settings.proxies)
+            self.nursery.start_soon(self.networks[key].watch)
+        return self.networks[key]
 
 
 def _pin(url: str, settings: Settings, manifest: Manifest | None) -> Pin:
@@ -162,15 +179,6 @@ async def bring_root(repository: Repository, url: str, deadline_s: float) -> Non
         return
     what = f"the root of revision {repository.manifest.revision} did not come within {deadline_s:g} s"
     raise TooSlowError(url, what)
-
-
-@contextlib.contextmanager
-def _transport() -> Iterator[Transport]:
-    transport = Transport(user_agent=f"cvfs/{cvfs.__version__}")
-    try:
-        yield transport
-    finally:
-        transport.close()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@
 `cvfs.mirrors`. Nothing that arrives is believed: whoever asked checks it against a hash or a signature.
 """
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from functools import partial
 
 import trio
 
-from cvfs.errors import CvfsError, TooLargeError
+from cvfs.errors import CvfsError, TooLargeError, TooSlowError
 from cvfs.transport import file
 from cvfs.transport.attempt import Attempt
 from cvfs.transport.credentials import Auth, Credentials, load_credentials
@@ -90,7 +91,6 @@ class Transport:
             user_agent=user_agent,
             connect_timeout_s=connect_timeout_s,
             read_timeout_s=read_timeout_s,
-            limit=limit,
             ca_file=ca_file,
             credentials=credentials or Credentials({}),
         )
@@ -141,6 +141,17 @@ class Transport:
             self._received_bytes += attempt.received_bytes
         return Response(data, found, not_modified, time.monotonic() - attempt.asked_at)
 
+    def sibling(self) -> "Transport":
+        """Another one over the same connections, with threads and counts of its own: one does not wait for the other.
+
+        Only the first one is closed.
+        """
+        other = copy.copy(self)
+        other._limiter = trio.CapacityLimiter(self._limiter.total_tokens)
+        other._requests = other._received_bytes = 0
+        other._errors = Counter()
+        return other
+
     def statistics(self) -> Statistics:
         """Counts at this moment."""
         return Statistics(self._requests, self._received_bytes, dict(self._errors), self._limiter.borrowed_tokens)
@@ -157,6 +168,7 @@ class Transport:
         check: Callable[[bytes, str], object] | None,
         proxy: str,
     ) -> Result:
+        attempt.begun = True
         if attempt.url.startswith("file:"):
             result = file.get(attempt, etag)
         else:
@@ -172,4 +184,6 @@ class Transport:
             except trio.Cancelled:
                 attempt.abort()
                 raise
+        if not attempt.begun:
+            raise TooSlowError(attempt.url, f"not asked for {deadline_s:.3g} s: all connections are busy", asked=False)
         raise attempt.too_slow(f"not complete within {deadline_s:.3g} s")

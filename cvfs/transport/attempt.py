@@ -27,8 +27,8 @@ class Attempt:
     """A GET of `url` that may bring `limit_bytes` (exactly that many, if `exact`) until `deadline`.
 
     `deadline` is in time.monotonic(). Made by the caller, used by one worker thread; `abort` alone is for the caller.
-    What is known of its course: `reached`, a server or proxy took the connection; `connected`, that can be used;
-    `asked_at`, when the question was sent; `answered`, its body has begun.
+    What is known of its course: `begun`, a thread has it; `reached`, a server or proxy took the connection;
+    `connected`, that can be used; `asked_at`, when the question was sent; `answered`, its body has begun.
     """
 
     # One lock for all: a kept-alive connection passes from one attempt to the next.
@@ -37,7 +37,7 @@ class Attempt:
     def __init__(self, url: str, *, limit_bytes: int, exact: bool, deadline: float, read_timeout_s: float) -> None:
         self.url = url
         self.received_bytes = 0
-        self.reached = self.connected = self.answered = self.reuses = False
+        self.begun = self.reached = self.connected = self.answered = self.reuses = False
         self.asked_at = time.monotonic()
         self._limit_bytes, self._exact = limit_bytes, exact
         self._deadline, self._read_timeout_s = deadline, read_timeout_s

@@ -23,6 +23,9 @@ from cvfs.transport.credentials import Credentials
 _HOSTS = 64
 """So many servers and proxies have connections that are kept alive; requests keeps those of ten."""
 
+_KEPT = 64
+"""Idle connections of each: more than the repositories of a process are likely to use at once."""
+
 
 class Current(threading.local):
     attempt: Attempt
@@ -72,11 +75,11 @@ _POOLS = {"http": _Pool, "https": _TlsPool}
 class Adapter(requests.adapters.HTTPAdapter):
     """requests' adapter with our connections and one TLS context (by default each connection loads the CAs anew)."""
 
-    def __init__(self, limit: int, ca_file: str | None, credentials: Credentials) -> None:
+    def __init__(self, ca_file: str | None, credentials: Credentials) -> None:
         self._ca_file, self._credentials = ca_file, credentials
         self._context: ssl.SSLContext | None = None
         self._context_lock = threading.Lock()
-        super().__init__(_HOSTS, pool_maxsize=limit)
+        super().__init__(_HOSTS, pool_maxsize=_KEPT)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)

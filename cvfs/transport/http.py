@@ -28,7 +28,7 @@ _ETAG = re.compile(r'(W/)?"[\x21\x23-\x7e]{0,256}"')
 
 
 class Http:
-    """GET over http and https for many worker threads at once; connections are kept alive, at most `limit` a host."""
+    """GET over http and https for many worker threads at once; connections are kept alive."""
 
     def __init__(
         self,
@@ -36,7 +36,6 @@ class Http:
         user_agent: str,
         connect_timeout_s: float,
         read_timeout_s: float,
-        limit: int,
         ca_file: str | None,
         credentials: Credentials,
     ) -> None:
@@ -45,7 +44,7 @@ class Http:
         self._headers = {"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
         self._credentials = credentials
         self._connect_timeout_s, self._read_timeout_s = connect_timeout_s, read_timeout_s
-        self._adapter = Adapter(limit, ca_file, credentials)
+        self._adapter = Adapter(ca_file, credentials)
         self._connector = Connector()
         self._environment: dict[str, dict[str, str]] = {}
 

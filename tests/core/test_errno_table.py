@@ -15,6 +15,7 @@ INSTANCES: dict[type[errors.CvfsError], errors.CvfsError] = {
     errors.IntegrityError: errors.IntegrityError("a", "b", "c"),
     errors.TransportError: errors.TransportError("u", "r"),
     errors.UnreachableError: errors.UnreachableError("u", "r"),
+    errors.ProxyError: errors.ProxyError("u", "p", "r"),
     errors.StatusError: errors.StatusError("u", 404),
     errors.TruncatedError: errors.TruncatedError("u", "r"),
     errors.TooLargeError: errors.TooLargeError("u", "r"),

@@ -20,7 +20,7 @@ from cvfs.format.blob import blob_path
 from cvfs.format.manifest import decode_manifest, encode_manifest
 from cvfs.format.tree.lookup import Found
 from cvfs.inodes import ROOT_INODE, Numbering
-from cvfs.mirrors import Mirrors
+from cvfs.mirrors import Mirrors, Network
 from cvfs.model import BlobRef, Manifest
 from cvfs.repository import Repository
 from cvfs.transport import Transport
@@ -69,7 +69,7 @@ async def opened(
 ) -> AsyncIterator[Client]:
     with contextlib.closing(Transport(user_agent="test")) as transport, contextlib.closing(Cache(cache_path)) as cache:
         async with trio.open_nursery() as nursery:
-            mirrors, numbering = Mirrors(transport, [url]), Numbering(manifest.repository)
+            mirrors, numbering = Mirrors(Network(transport), [url]), Numbering(manifest.repository)
             fetcher = Fetcher(mirrors, cache, numbering, nursery, deadline_s=deadline_s, budget=budget)
             yield Client(manifest, fetcher, cache)
             nursery.cancel_scope.cancel()

@@ -18,7 +18,7 @@ from cvfs.errors import StatusError, StoreError, TooLargeError
 from cvfs.format.blob import blob_path, seal
 from cvfs.format.tree import build
 from cvfs.heads import Head, Heads
-from cvfs.mirrors import Mirrors
+from cvfs.mirrors import Mirrors, Network
 from cvfs.model import NO_CONTENT, BlobRef, Manifest, Record
 from cvfs.transport import Response
 from cvfs.trust import names
@@ -188,6 +188,7 @@ class Simulator:
         etag: str | None = None,
         fresh: bool = False,
         check: Callable[[bytes, str], object] | None = None,
+        proxy: str = "",
     ) -> Response:
         base = next(base for base in self._files if url.startswith(f"{base}/"))
         path = url.removeprefix(f"{base}/")
@@ -241,7 +242,7 @@ class World:
         return trio.run(self._refresh, state or self.state, pin or self.pin(), deadline_s)
 
     async def _refresh(self, state: Path, pin: Pin, deadline_s: float) -> Head:
-        mirrors = Mirrors(self.simulator, self.urls)  # type: ignore[arg-type]
+        mirrors = Mirrors(Network(self.simulator), self.urls)  # type: ignore[arg-type]
         heads = Heads(mirrors, self.URL, state, pin, now=lambda: self.now_s)
         found = await heads.current(deadline_s)
         if not found.problem:

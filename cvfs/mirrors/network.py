@@ -1,0 +1,269 @@
+"""All servers and proxies that a process asks: what is known of them is shared by its repositories.
+
+`Network.watch` runs beside the fetches. It asks what has failed whether it answers again, so that reads need not find
+out, and measures what has alternatives, so that the nearest mirror is the preferred one.
+"""
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+from weakref import WeakSet
+
+import trio
+
+from cvfs.errors import ConfigError, IntegrityError, TransportError
+from cvfs.mirrors.health import FetchError, Health
+from cvfs.mirrors.plan import Proxy, Route, Site
+from cvfs.transport import ENVIRONMENT, Transport, check_base_url, check_proxy, origin_of
+from cvfs.trust import names
+
+log = logging.getLogger(__name__)
+
+MEASURE_S = 600.0
+"""How often latencies are measured, give or take a quarter: 10,000 hosts ask a mirror 17 times a second for it."""
+
+PROBE_DEADLINE_S = 5.0
+LEISURE_S = 30.0
+"""How often at most is asked whether something answers again while there is something else that does."""
+
+# So much nearer has to be what takes the place of another: clients behind one proxy should prefer the same mirror.
+_NEARER_FACTOR, _NEARER_S = 1.5, 0.01
+
+
+class Routes:
+    """The ways to the mirrors of one repository: every mirror by every proxy."""
+
+    def __init__(self, sites: Sequence[Site], ways: Sequence[Route]) -> None:
+        self.sites, self.ways = sites, ways
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing is left that is known to answer."""
+        return all(way.is_failing for way in self.ways)
+
+    def reorder(self) -> None:
+        """Prefer what is nearest, as far as that is known."""
+        by_rank = sorted(self.sites, key=lambda site: site.rank)
+        for rank, site in enumerate(by_distance(by_rank, self._latency_of)):
+            if rank != site.rank:
+                log.debug("mirror %s is now number %d", site.url, rank + 1)
+            site.rank = rank
+
+    def _latency_of(self, site: Site) -> float | None:
+        known = [way.health.latency_s for way in self.ways if way.site is site and way.health.latency_s is not None]
+        return min(known, default=None)
+
+
+def by_distance(sites: Sequence[Site], latency_of: Callable[[Site], float | None]) -> list[Site]:
+    """`sites`, each behind all that are clearly nearer; what was not measured stays where it is."""
+    order = list(sites)
+    swapped = True
+    while swapped:
+        swapped = False
+        for index, (one, other) in enumerate(pairwise(order)):
+            ours, theirs = latency_of(one), latency_of(other)
+            if ours is not None and theirs is not None and theirs * _NEARER_FACTOR + _NEARER_S < ours:
+                order[index : index + 2] = [other, one]
+                swapped = True
+                break
+    return order
+
+
+class Network:
+    """What a process knows of the servers and proxies it asks. `watch` asks through `transport`: a repository that has
+    a sibling of that does not hold it up.
+
+    `proxies` are groups of addresses, DIRECT among them; none at all: what the environment says. The members of a group
+    share the load: each process has an order of its own. Raises ConfigError: an address that cannot be used.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        proxies: Sequence[Sequence[str]] = (),
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        dice: Callable[[], float] = random.random,
+    ) -> None:
+        self.transport, self.clock, self.dice = transport, clock, dice
+        self.proxies = tuple(_make_proxies(proxies or [[ENVIRONMENT]], dice))
+        self.listeners: list[Callable[[], None]] = []
+        """Called when something that had failed answers again."""
+        self._healths: dict[tuple[str, Proxy], Health] = {}
+        self._known: WeakSet[Routes] = WeakSet()
+        self._etags: dict[str, str | None] = {}
+        self._measure_at = math.inf
+        self._disturbed = trio.Event()
+
+    def routes(self, base_urls: Iterable[str]) -> Routes:
+        """The ways to the mirrors with these addresses. Raises ConfigError: none, or one that cannot be used."""
+        sites = [Site(check_base_url(url), rank) for rank, url in enumerate(dict.fromkeys(base_urls))]
+        if not sites:
+            raise ConfigError("a repository needs the address of at least one mirror")
+        made = Routes(sites, [self._route(site, proxy) for proxy in self.proxies for site in sites])
+        self._known.add(made)
+        if len({origin_of(site.url) for site in sites}) > 1:
+            made.reorder()
+            if any(way.health.latency_s is None for way in made.ways):
+                self._measure_at = -math.inf
+                self._disturbed.set()
+        return made
+
+    def succeed(self, route: Route) -> None:
+        """A request by `route` was answered."""
+        was_failing = route.is_failing
+        route.record(None, self.clock(), self.dice())
+        if was_failing:
+            self._announce(route)
+
+    def disturb(self) -> None:
+        """A request has failed: have it looked at when it answers again."""
+        self._disturbed.set()
+
+    async def watch(self) -> None:
+        """Look after what has failed, and measure, until cancelled. With one mirror that answers it sleeps."""
+        while True:
+            self._disturbed = trio.Event()
+            now = self.clock()
+            due, wake_up = self._due(now)
+            if due:
+                await self._look_at(due)
+                continue
+            if now >= self._measure_at:
+                self._measure_at = now + MEASURE_S * (0.75 + self.dice() / 2)
+                await self._measure()
+                continue
+            with trio.move_on_after(min(wake_up, self._measure_at) - now):
+                await self._disturbed.wait()
+
+    def _route(self, site: Site, proxy: Proxy) -> Route:
+        health = self._healths.setdefault((origin_of(site.url), proxy), Health())
+        return Route(site, proxy, health)
+
+    def _due(self, now: float) -> tuple[list[Route], float]:
+        """Ways to be tried again now, one for each server or proxy that fails, and when the next is due."""
+        due: dict[Health, Route] = {}
+        wake_up = math.inf
+        for routes in list(self._known):
+            leisure_s = 0.0 if routes.is_stuck else LEISURE_S
+            for way in routes.ways:
+                # A proxy that fails hides what is behind it.
+                health = way.proxy.health if way.proxy.health.failing else way.health
+                probe_at = health.probe_at + leisure_s
+                if probe_at <= now:
+                    due.setdefault(health, way)
+                wake_up = min(wake_up, probe_at)
+        return list(due.values()), wake_up
+
+    async def _look_at(self, due: Iterable[Route]) -> None:
+        async with trio.open_nursery() as nursery:
+            for way in due:
+                nursery.start_soon(self._probe, way)
+
+    async def _probe(self, way: Route, fresh: bool = False) -> float | None:
+        """Whether there is an answer; how long it took. Whatever comes is not used for anything else."""
+        url = f"{way.site.url}/{names.TIMESTAMP}"
+        was_failing, error = way.is_failing, None
+        latency_s: float | None = None
+        way.begin(self.clock())
+        try:
+            response = await self.transport.get(
+                url,
+                max_bytes=names.MAX_TIMESTAMP_BYTES,
+                deadline_s=PROBE_DEADLINE_S,
+                etag=self._etags.get(url),
+                fresh=fresh,
+                proxy=way.proxy.address,
+            )
+            self._etags[url], latency_s = response.etag, response.latency_s
+        except (TransportError, IntegrityError) as failure:
+            error = failure
+        self._record_probe(way, error, was_failing)
+        return latency_s
+
+    def _record_probe(self, way: Route, error: FetchError | None, was_failing: bool) -> None:
+        way.record(error, self.clock(), self.dice())
+        if was_failing and not way.is_failing:
+            self._announce(way)
+
+    async def _measure(self) -> None:
+        """Ask each server that has alternatives, by the best proxy, past its cache."""
+        ways: dict[Health, Route] = {}
+        for routes in list(self._known):
+            if len(routes.sites) > 1:
+                for site in routes.sites:
+                    way = min((way for way in routes.ways if way.site is site), key=_proxy_order)
+                    ways.setdefault(way.health, way)
+        async with trio.open_nursery() as nursery:
+            for way in ways.values():
+                nursery.start_soon(self._measure_one, way)
+        for routes in list(self._known):
+            routes.reorder()
+
+    async def _measure_one(self, way: Route) -> None:
+        if way.is_failing:
+            return
+        latencies = [await self._probe(way, fresh=True) for _ in range(2)]  # the first may be held up by our own start
+        known = [latency_s for latency_s in latencies if latency_s is not None]
+        if known:
+            way.health.observe(min(known))
+
+    def _announce(self, route: Route) -> None:
+        log.info("%s answers again%s", origin_of(route.site.url), by_proxy(route))
+        for listener in self.listeners:
+            listener()
+
+
+def by_proxy(route: Route) -> str:
+    """ "by" the proxy of `route` for a log line, or nothing where none was named."""
+    return "" if route.proxy.address == ENVIRONMENT else f" by {route.proxy.address}"
+
+
+def _proxy_order(way: Route) -> tuple[bool, int, int]:
+    return way.is_failing, way.proxy.group, way.proxy.rank
+
+
+def _make_proxies(groups: Sequence[Sequence[str]], dice: Callable[[], float]) -> Iterable[Proxy]:
+    for number, group in enumerate(groups):
+        for rank, address in enumerate(sorted(map(check_proxy, group), key=lambda _: dice())):
+            yield Proxy(address, number, rank)
+
+
+def describe(routes: Routes, used: Route | None, now: float) -> dict[str, Any]:
+    """What `cvfs status` shows: the mirrors in order of preference, the proxies, and what was used last."""
+    return {
+        "mirror": used.site.url if used else None,
+        "proxy": used.proxy.address if used else None,
+        "mirrors": [_describe_site(routes, site, now) for site in sorted(routes.sites, key=lambda site: site.rank)],
+        "proxies": [_describe_proxy(proxy, now) for proxy in dict.fromkeys(way.proxy for way in routes.ways)],
+    }
+
+
+def _describe_site(routes: Routes, site: Site, now: float) -> dict[str, Any]:
+    """The best that is known of it, by whatever proxy."""
+    ways = [way for way in routes.ways if way.site is site]
+    best = min(ways, key=lambda way: (way.health.failing, now < way.shunned_until, not way.health.answered))
+    state = best.health.describe(now)
+    if state == "ok" and now < max(best.shunned_until, site.shunned_until):
+        state = "shunned"
+    error = best.health.last_error if best.health.failing else None
+    return {
+        "url": site.url,
+        "state": state,
+        "latency_ms": None if best.health.latency_s is None else round(best.health.latency_s * 1000, 1),
+        "problem": error.reason if error else "",
+    }
+
+
+def _describe_proxy(proxy: Proxy, now: float) -> dict[str, Any]:
+    error = proxy.health.last_error if proxy.health.failing else None
+    return {
+        "address": proxy.address,
+        "group": proxy.group + 1,
+        "state": proxy.health.describe(now),
+        "problem": error.reason if error else "",
+    }
