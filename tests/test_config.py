@@ -19,6 +19,7 @@ from cvfs.config.settings import TABLE
 from cvfs.config.toml_file import line_of
 from cvfs.errors import ConfigError
 from cvfs.mount.request import MountRequest, apply_options, decode_request, encode_request, settings_among
+from cvfs.mount.sites import ConfiguredSites
 
 NAME = "software.example.org"
 
@@ -209,6 +210,31 @@ def test_directories_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatc
     assert config_directories() == [Path("/etc/cvfs"), Path("/x/cvfs")]
     monkeypatch.delenv("XDG_CONFIG_HOME")
     assert config_directories()[1] == Path.home() / ".config/cvfs"
+
+
+def test_repositories_of_a_domain_need_no_file(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (etc / "config.toml").write_text(
+        "domains = {'example.org' = 'http://s/{name}', 'b.example.org' = 'http://b/{name}'}"
+    )
+    (etc / "repositories.d" / f"{NAME}.toml").write_text("url = 'http://own'\n")
+    monkeypatch.setenv("CVFS_CONFIG", str(etc))
+    sites = ConfiguredSites()
+    assert list(sites.names()) == [NAME]
+    names = (NAME, "x.example.org", "x.b.example.org")
+    assert [sites.site(name).url for name in names] == [
+        "http://own",
+        "http://s/x.example.org",
+        "http://b/x.b.example.org",
+    ]
+    for name in ("x.other.org", "example.org", "xexample.org", "../x.example.org", "X.example.org"):
+        assert not sites.allows(name)
+    for wrong in (
+        "{'example.org' = 'http://s/'}",
+        "{'../x' = 'http://s/{name}'}",
+        "{'example.org' = 'ftp://s/{name}'}",
+    ):
+        with pytest.raises(ConfigError, match=r"config\.toml:1: domains: wanted a table of addresses"):
+            _of(f"domains = {wrong}\n", etc)
 
 
 def test_defaults_are_values_that_could_be_written(etc: Path) -> None:

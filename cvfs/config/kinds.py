@@ -20,6 +20,7 @@ _IN_SECONDS = {None: 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86
 _YES_NO = {"1": True, "yes": True, "true": True, "on": True, "0": False, "no": False, "false": False, "off": False}
 _ADDRESS = r"(https?|file)://\S+"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_DOMAIN = r"[a-z0-9][a-z0-9.-]*"
 
 MAX_WORKERS = 16
 
@@ -200,6 +201,17 @@ def _variables(value: Any, _: Path) -> dict[str, str]:
     return dict(value)
 
 
+def _domains(value: Any, base: Path) -> dict[str, str]:
+    """A table; in a text, DOMAIN=ADDRESS, parted by spaces."""
+    if not isinstance(value, dict):
+        words = value.split() if isinstance(value, str) else _list(value)
+        value = dict(_pair(word) for word in words)
+    for domain, address in value.items():
+        if not re.fullmatch(_DOMAIN, domain) or "{name}" not in _address(address, base):
+            raise ValueError
+    return dict(value)
+
+
 def _pair(word: Any) -> tuple[str, str]:
     if not isinstance(word, str) or "=" not in word:
         raise ValueError
@@ -229,4 +241,5 @@ PROXIES = Kind("groups of proxies like [['http://a:3128', 'http://b:3128'], ['DI
 USER = Kind("a user's number or name", _user, "USER")
 GROUP = Kind("a group's number or name", _group, "GROUP")
 ID_MAP = Kind("a table of ids, like {1000 = 0, '*' = 65534}, or the name of a file of such lines", _id_map, "FILE")
+DOMAINS = Kind("a table of addresses by domain, like {'example.org' = 'http://server/{name}'}", _domains, "DOMAIN=URL")
 VARIABLES = Kind("a table of texts by name, like {COMPILER = 'gcc'}", _variables, "NAME=TEXT")

@@ -120,6 +120,15 @@ class Settings:
         kinds.one_of("text", "json"), "host", "How a daemon's log is written.", "text"
     )
 
+    domains: dict[str, str] = _setting(
+        kinds.DOMAINS,
+        "host",
+        "Where all repositories of a domain are, for those that are not configured.",
+        dict,
+        option="--domain",
+        is_list=True,
+    )
+
     url: str | None = _setting(kinds.ADDRESS, "repository", "The repository's address.", variable="", option="")
     mirrors: tuple[str, ...] = _setting(
         kinds.ADDRESSES, "repository", "Other servers that have the repository.", (), option="--mirror", is_list=True

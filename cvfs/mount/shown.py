@@ -1,0 +1,111 @@
+"""Which revision of each repository a mount shows: what its workers agree on, and what the next one goes on with.
+
+A file in the runtime directory, which no other user can enter, replaced as a whole: a worker may be killed at any time.
+It goes with the mount.
+"""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from cvfs.format.manifest import decode_manifest, encode_manifest
+from cvfs.model import Manifest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Revision:
+    """Manifests as text: the one that is shown, and the one before while the kernel may believe something of it."""
+
+    manifest: str
+    previous: str | None = None
+
+
+class Shown:
+    """What is shown of each repository, by the name that the mount has for it. `path` None: nobody else has to know."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._revisions: dict[str, _Revision] = {}
+
+    def forget(self) -> None:
+        """Begin anew: what is there is of a mount that has ended."""
+        for path in self.files():
+            path.unlink(missing_ok=True)
+
+    def files(self) -> list[Path]:
+        """What has to be removed with the mount."""
+        return [self._path, self._lock_path(self._path)] if self._path else []
+
+    def names(self) -> list[str]:
+        """The repositories of which something is shown."""
+        return sorted(self._read())
+
+    def manifest(self, name: str) -> Manifest | None:
+        """What is shown of a repository; None if nobody has opened it yet."""
+        revision = self._read().get(name)
+        return None if revision is None else decode_manifest(revision.manifest.encode())
+
+    def previous(self, name: str) -> Manifest | None:
+        """What was shown before, if the kernel has not been told of the change yet."""
+        revision = self._read().get(name)
+        text = revision.previous if revision else None
+        return None if text is None else decode_manifest(text.encode())
+
+    def claim(self, name: str, manifest: Manifest) -> Manifest:
+        """Show `manifest` of a repository, unless another worker shows one already: that one is it then."""
+        with self._changed() as revisions:
+            revision = revisions.setdefault(name, _Revision(encode_manifest(manifest).decode()))
+        return decode_manifest(revision.manifest.encode())
+
+    def switch(self, name: str, new: Manifest, old: Manifest) -> None:
+        """Show `new` from now on; the kernel has yet to be told."""
+        with self._changed() as revisions:
+            revisions[name] = _Revision(encode_manifest(new).decode(), encode_manifest(old).decode())
+
+    def settle(self, name: str) -> None:
+        """The kernel has been told."""
+        with self._changed() as revisions:
+            revisions[name] = replace(revisions[name], previous=None)
+
+    @contextmanager
+    def _changed(self) -> Iterator[dict[str, _Revision]]:
+        """What there is, to be changed by one worker at a time."""
+        if self._path is None:
+            yield self._revisions
+            return
+        descriptor = os.open(self._lock_path(self._path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            revisions = self._read()
+            yield revisions
+            self._write(self._path, revisions)
+        finally:
+            os.close(descriptor)
+
+    def _read(self) -> dict[str, _Revision]:
+        if self._path is None:
+            return self._revisions
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, _Revision])
+        except FileNotFoundError:
+            return {}
+
+    def _write(self, path: Path, revisions: dict[str, _Revision]) -> None:
+        temporary = path.with_suffix(f".{os.getpid()}")
+        try:
+            temporary.write_bytes(msgspec.json.encode(revisions))
+            temporary.rename(path)
+        except OSError as error:
+            log.warning("other workers cannot be told what is shown, in %s: %s", path, error.strerror)
+
+    @staticmethod
+    def _lock_path(path: Path) -> Path:
+        return path.with_suffix(".lock")

@@ -1,0 +1,78 @@
+"""Which repositories a mount shows, and where each of them is."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from cvfs.config import Settings, read_configuration
+from cvfs.config.layers import config_directories, is_name
+from cvfs.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A repository as somebody wants to use it: its address, what holds for it, and `revision` if it is to stay there.
+
+    `name` is what a mount calls it: its place in the mount, and what its inode numbers are made of. Empty: it is
+    mounted alone, and has the name that its publisher gave it.
+    """
+
+    url: str
+    settings: Settings
+    revision: int | None = None
+    name: str = ""
+
+
+class Sites(Protocol):
+    """The repositories that a host has, as they change: whoever asks again may get another answer."""
+
+    def stamp_ns(self) -> int:
+        """When the names have last changed, in ns since 1970. Takes microseconds."""
+
+    def names(self) -> Sequence[str]:
+        """Those that are listed."""
+
+    def allows(self, name: str) -> bool:
+        """Whether a name that is not listed may be tried."""
+
+    def site(self, name: str) -> Site:
+        """Raises ConfigError."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredSites:
+    """What the configuration says, read anew for each answer. `options` are settings that go before it."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def stamp_ns(self) -> int:
+        return max((_mtime_ns(each / "repositories.d") for each in config_directories()), default=0)
+
+    def names(self) -> Sequence[str]:
+        return read_configuration(self.options).names()
+
+    def allows(self, name: str) -> bool:
+        return is_name(name) and _template_for(name, read_configuration(self.options).settings()) is not None
+
+    def site(self, name: str) -> Site:
+        settings = read_configuration(self.options).settings(name)
+        template = _template_for(name, settings)
+        url = settings.url or (template and template.replace("{name}", name))
+        if not url:
+            raise ConfigError(f"the configuration of {name} has no 'url'")
+        return Site(url, settings, None, name)
+
+
+def _template_for(name: str, settings: Settings) -> str | None:
+    """The address of all repositories in the narrowest domain that `name` is in."""
+    found = [domain for domain in settings.domains if name.endswith("." + domain)]
+    return settings.domains[max(found, key=len)] if found else None
+
+
+def _mtime_ns(directory: Path) -> int:
+    try:
+        return os.stat(directory).st_mtime_ns
+    except OSError:
+        return 0
