@@ -50,6 +50,11 @@ class Refresher:
         self._wanted = trio.Event()
         self.count = 0
         self.problem = ""
+        client.mirrors.network.listeners.append(self._someone_answers_again)
+
+    def _someone_answers_again(self) -> None:
+        if self._client.heads.problem:
+            self._wanted.set()
 
     def request(self) -> dict[str, Any]:
         """Have the newest revision looked for. `count` of the answer has grown when that is done."""

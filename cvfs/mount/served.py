@@ -61,6 +61,7 @@ class ServedMount:
             "cache": self._cache_status(),
             "fetcher": asdict(self._client.fetcher.counters),
             "transport": asdict(self._client.transport.statistics()),
+            "network": self._client.mirrors.status(),
             **self.statistics(),
             "errors": self._recent.errors,
             "errors_last_hour": self._recent.errors_since(time.time() - _HOUR_S),
