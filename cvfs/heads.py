@@ -31,9 +31,6 @@ from cvfs.trust.values import Bundle, Chain, root_id
 
 log = logging.getLogger(__name__)
 
-MAX_STEPS_BACK = 10_000
-"""Revisions that are walked through in search of an older one, a request for each."""
-
 _SAY_AGAIN_S = 3600.0
 """How often a problem that lasts is logged."""
 
@@ -227,25 +224,6 @@ def state_key(url: str) -> str:
     """The name below which the state of the repository at `url` is kept: legible, and different for each address."""
     legible = re.sub(r"[^A-Za-z0-9.-]+", "-", url.partition("://")[2]).strip("-.")[:80]
     return f"{legible or 'root'}-{hashlib.sha256(os.fsencode(url)).hexdigest()[:12]}"
-
-
-async def find_revision(newest: Manifest, number: int, mirrors: Mirrors, deadline_s: float) -> Manifest:
-    """Revision `number`, found by walking back from `newest`; every step is named by a hash in the one before.
-
-    Raises ConfigError if there is no such revision, and what `Mirrors.fetch_blob` does.
-    """
-    manifest = newest
-    for _ in range(MAX_STEPS_BACK):
-        if manifest.revision == number:
-            return manifest
-        if manifest.revision < number or manifest.parent is None:
-            break
-        stored = await mirrors.fetch_blob(manifest.parent, deadline_s)
-        parent = decode_manifest(unseal(manifest.parent, stored, "a mirror"))
-        if parent.revision >= manifest.revision or parent.repository != newest.repository:
-            raise FormatError(f"revision {manifest.revision} of {newest.repository} names a parent that cannot be one")
-        manifest = parent
-    raise ConfigError(f"{newest.repository} has no revision {number} within reach; the newest is {newest.revision}")
 
 
 def _follow_chain(known: Bundle, fetch: Callable[[str, int], bytes], now_s: float) -> Chain:

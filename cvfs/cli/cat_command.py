@@ -16,25 +16,24 @@ BLOCK_BYTES = 4 << 20
 @click.command("cat", epilog="Example: cvfs cat http://software.example.org etc/os-release")
 @click.argument("url")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@common.revision_option
 @common.storage_options
-def command(url: str, paths: tuple[str, ...], revision: int | None) -> None:
+def command(url: str, paths: tuple[str, ...]) -> None:
     """Write the files PATH... of the repository at URL to standard output, one after the other.
 
     Symbolic links inside of the repository are followed. What is written was verified before.
     """
     common.setup_quiet_logging()
     location, settings = common.locate(url)
-    common.run(lambda: _cat(location, settings, [common.path_bytes(path) for path in paths], revision))
+    common.run(lambda: _cat(location, settings, [common.path_bytes(path) for path in paths]))
     sys.stdout.buffer.flush()
 
 
-async def _cat(url: str, settings: Settings, paths: list[bytes], revision: int | None) -> None:
+async def _cat(url: str, settings: Settings, paths: list[bytes]) -> None:
     from cvfs.file import File
     from cvfs.mount.client import open_repository
     from cvfs.mount.walk import resolve
 
-    async with open_repository(url, settings, revision) as client:
+    async with open_repository(url, settings, settings.which) as client:
         for path in paths:
             found = await resolve(client.repository, path)
             if not found.entry.is_regular:

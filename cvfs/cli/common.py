@@ -22,6 +22,7 @@ _OPTIONS = "cvfs.options"
 
 _STORAGE = ("cache", "state")
 _TRUST = ("root", "root_sha256", "trust_on_first_use", "name")
+_WHICH = ("revision", "tag", "date")
 _NETWORK = ("mirrors", "proxies", "ca", "credentials", "deadline_s")
 
 
@@ -51,7 +52,7 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Non
         context.meta.setdefault(_OPTIONS, {})[parameter.name] = value
 
 
-storage_options = setting_options(*_STORAGE, *_TRUST, *_NETWORK)
+storage_options = setting_options(*_WHICH, *_STORAGE, *_TRUST, *_NETWORK)
 """What every command has that reads a repository: where things are kept, where trust begins, how to get there."""
 
 mount_options = setting_options(*(setting.name for setting in TABLE.values() if setting.option))
@@ -77,14 +78,6 @@ def locate(text: str) -> tuple[str, Settings]:
 def host_settings() -> Settings:
     """The settings of a command that needs no repository. Raises ConfigError."""
     return configuration().settings()
-
-
-def revision_option(function: Function) -> Function:
-    """--revision."""
-    option = click.option(
-        "--revision", type=click.IntRange(min=0), metavar="N", help="An older revision instead of the newest."
-    )
-    return option(function)
 
 
 def run(function: Callable[[], Coroutine[Any, Any, T]]) -> T:

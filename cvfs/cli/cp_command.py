@@ -25,7 +25,6 @@ Report = Callable[[int, int], None]
 @click.argument("target", metavar="DEST")
 @click.option("-r", "-R", "recursive", is_flag=True, help="A directory, with all below it.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-@common.revision_option
 @common.storage_options
 def command(
     url: str,
@@ -33,7 +32,6 @@ def command(
     target: str,
     recursive: bool,
     quiet: bool,
-    revision: int | None,
 ) -> None:
     """Copy PATH of the repository at URL to DEST, or into it if DEST is a directory.
 
@@ -43,17 +41,15 @@ def command(
     common.setup_quiet_logging()
     location, settings = common.locate(url)
     with _progress(quiet) as report:
-        common.run(lambda: _copy(location, settings, path, target, recursive, revision, report))
+        common.run(lambda: _copy(location, settings, path, target, recursive, report))
 
 
-async def _copy(
-    url: str, settings: Settings, path: str, target: str, recursive: bool, revision: int | None, report: Report
-) -> None:
+async def _copy(url: str, settings: Settings, path: str, target: str, recursive: bool, report: Report) -> None:
     from cvfs.mount.client import open_repository
     from cvfs.mount.copying import Copier
     from cvfs.mount.walk import resolve
 
-    async with open_repository(url, settings, revision) as client:
+    async with open_repository(url, settings, settings.which) as client:
         found = await resolve(client.repository, common.path_bytes(path), follow=not recursive)
         if found.entry.is_directory and not recursive:
             raise PathError(errno.EISDIR, f"{path}: use -r")

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 @click.option("-R", "recursive", is_flag=True, help="All below PATH as well, each with its path in the repository.")
 @click.option("-d", "directory", is_flag=True, help="The directory itself, not what it lists.")
 @click.option("-0", "--zero", is_flag=True, help="End each line with NUL instead of a newline; for scripts.")
-@common.revision_option
 @common.storage_options
 def command(
     url: str,
@@ -31,7 +30,6 @@ def command(
     recursive: bool,
     directory: bool,
     zero: bool,
-    revision: int | None,
 ) -> None:
     """List PATH (default: the root) of the repository at URL, sorted by name.
 
@@ -41,7 +39,7 @@ def command(
     common.setup_quiet_logging()
     lister = _Lister(long, recursive, directory, zero)
     location, settings = common.locate(url)
-    common.run(lambda: lister.list(location, settings, common.path_bytes(path), revision))
+    common.run(lambda: lister.list(location, settings, common.path_bytes(path)))
     sys.stdout.buffer.flush()
 
 
@@ -51,11 +49,11 @@ class _Lister:
         self._end = b"\0" if zero else b"\n"
         self._escape = not zero and sys.stdout.isatty()
 
-    async def list(self, url: str, settings: Settings, path: bytes, revision: int | None) -> None:
+    async def list(self, url: str, settings: Settings, path: bytes) -> None:
         from cvfs.mount.client import open_repository
         from cvfs.mount.walk import resolve
 
-        async with open_repository(url, settings, revision) as client:
+        async with open_repository(url, settings, settings.which) as client:
             found = await resolve(client.repository, path, follow=not self._long or path.endswith(b"/"))
             if found.entry.is_directory and not self._directory:
                 await self._list_directory(client.repository, found.record.path)

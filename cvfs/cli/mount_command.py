@@ -25,7 +25,6 @@ from cvfs.mount.request import (
 @click.option("-f", "--foreground", is_flag=True, help="Do not go to the background; for systemd.")
 @click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Options as of mount(8), separated by commas.")
 @click.option("--log-file", type=Path, metavar="FILE", help="Where the daemon logs to.")
-@common.revision_option
 @common.mount_options
 def command(
     url: str,
@@ -33,7 +32,6 @@ def command(
     foreground: bool,
     options: tuple[str, ...],
     log_file: Path | None,
-    revision: int | None,
 ) -> None:
     """Mount the repository at URL on DIRECTORY, read-only, and return when it can be used.
 
@@ -45,7 +43,6 @@ def command(
         url=location,
         directory=_resolve(directory),
         settings=settings,
-        revision=revision,
         source=url if settings.url or "://" in url else "",
     )
     request = apply_options(request, options)

@@ -19,6 +19,7 @@ _SECONDS = r"(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|d)?"
 _IN_SECONDS = {None: 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _YES_NO = {"1": True, "yes": True, "true": True, "on": True, "0": False, "no": False, "false": False, "off": False}
 _ADDRESS = r"(https?|file)://\S+"
+_TAG = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _DOMAIN = r"[a-z0-9][a-z0-9.-]*"
 
@@ -129,6 +130,26 @@ def _workers(value: Any, _: Path) -> int:
     return value
 
 
+def _revision(value: Any, _: Path) -> int:
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise ValueError
+    return value
+
+
+def _tag(value: Any, _: Path) -> str:
+    if not isinstance(value, str) or not re.fullmatch(_TAG, value) or value.isdecimal():
+        raise ValueError
+    return value
+
+
+def _instant(value: Any, _: Path) -> int:
+    from cvfs.which import parse_date
+
+    return parse_date(value if isinstance(value, str) else value.isoformat())
+
+
 def _user(value: Any, _: Path) -> int:
     return _id(value, _user_named)
 
@@ -233,6 +254,9 @@ PATHS = Kind("a list of directories", _paths, "DIRS")
 TEXT = Kind("a text", _text, "TEXT")
 SWITCH = Kind("true or false", _switch, "")
 SECONDS = Kind("seconds, at least 0.1 (or a text like '5 min')", _seconds, "SECONDS")
+REVISION = Kind("a revision's number", _revision, "N")
+TAG = Kind("a tag's name", _tag, "NAME")
+INSTANT = Kind("a date or time in ISO 8601, like 2026-05-01 or 2026-05-01T12:00:00Z", _instant, "ISO-DATE")
 WORKERS = Kind(f"a number from 1 to {MAX_WORKERS}", _workers, "NUMBER")
 SIZE_OR_SHARE = Kind("bytes, a text like '20 GB', or a share like '80 %'", _size_or_share, "SIZE")
 ADDRESS = Kind("an address like http://server/path", _address, "URL")

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 from cvfs.config.settings import TABLE, Setting, Settings
 from cvfs.errors import ConfigError
+from cvfs.which import split_address
 
 _NAME = r"[a-z0-9][a-z0-9.-]*"
 _TRUST = ("root", "root_sha256", "trust_on_first_use")
+_WHICH = ("revision", "tag", "date")
 """Who says one of these does not mean what a lower layer says of the others."""
 
 
@@ -45,7 +47,7 @@ class Configuration:
 
     def __init__(self, directories: Sequence[Path], environment: Mapping[str, str], options: Mapping[str, Any]) -> None:
         self._directories = directories
-        self._upper = _of_environment(environment), _of_options(options)
+        self._upper: tuple[Layer, ...] = _of_environment(environment), _of_options(options)
         self._files: dict[Path, Layer | None] = {}
 
     def settings(self, name: str | None = None) -> Settings:
@@ -86,13 +88,25 @@ class Configuration:
 
     def locate(self, text: str) -> tuple[str, Settings]:
         """The address that a user means, and what holds for it: the name of a configured repository, an address, or
-        the directory of a store. Raises ConfigError."""
+        the directory of a store; behind it, perhaps, @ and a tag or the number of a revision. Raises ConfigError."""
+        if not os.path.isdir(text):
+            text = self._take_which(text)
         if not self.has(text):
             return address_of(text, self.names()), self.settings()
         settings = self.settings(text)
         if settings.url is None:
             raise ConfigError(f"{self.files(text)[-1]}: 'url' is missing")
         return settings.url, settings
+
+    def _take_which(self, text: str) -> str:
+        """`text` without what it says of a revision, which holds from now on as an option does."""
+        address, which = split_address(text)
+        if which is not None:
+            if any(name in layer for layer in self._upper for name in _WHICH):
+                raise ConfigError(f"{text!r} and an option both say which revision: leave one of them out")
+            name, value = ("tag", which.tag) if which.number is None else ("revision", which.number)
+            self._upper = (*self._upper, {name: (value, Origin("address"))})
+        return address
 
     def _read(self, path: Path, scope: str) -> Layer:
         layer = self._files.get(path)
@@ -152,6 +166,9 @@ def _lay(values: Layer, layer: Layer) -> None:
     """Put a layer over the others. Variables are joined; everything else is replaced."""
     if any(layer[name][0] for name in _TRUST if name in layer):
         for name in _TRUST:
+            values.pop(name, None)
+    if any(name in layer for name in _WHICH):
+        for name in _WHICH:
             values.pop(name, None)
     below = values.get("variables")
     values.update(layer)

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from cvfs.config import kinds
 from cvfs.config.kinds import Kind
+from cvfs.errors import ConfigError
+from cvfs.which import Which
 
 Scope = Literal["host", "any", "repository"]
 """Where a setting may stand: "host": in config.toml only, since a process has one for all repositories; "any": there
@@ -140,6 +142,14 @@ class Settings:
         kinds.SWITCH, "repository", "Trust whoever answers now, and from then on only that one.", False
     )
 
+    revision: int | None = _setting(
+        kinds.REVISION, "repository", "This revision, for ever, instead of the newest.", variable=""
+    )
+    tag: str | None = _setting(kinds.TAG, "repository", "The revision with this name, likewise.", variable="")
+    date: int | None = _setting(
+        kinds.INSTANT, "repository", "The newest revision of this date (UTC), likewise.", variable=""
+    )
+
     deadline_s: float = _setting(kinds.SECONDS, "any", "For each fetch, with all its attempts.", 30.0)
     connect_deadline_s: float = _setting(kinds.SECONDS, "any", "For a server or proxy to take a connection.", 5.0)
     start_deadline_s: float = _setting(
@@ -171,6 +181,16 @@ class Settings:
     variables: dict[str, str] = _setting(
         kinds.VARIABLES, "any", "What $(NAME) in a symbolic link means.", dict, option="--variable", is_list=True
     )
+
+    def __post_init__(self) -> None:
+        if (self.revision, self.tag, self.date).count(None) < 2:
+            raise ConfigError("use one of revision, tag and date (URL@TAG and URL@N say it too)")
+
+    @property
+    def which(self) -> Which | None:
+        """The revision that is wanted instead of the newest."""
+        found = (self.revision, self.tag, self.date)
+        return None if found.count(None) == 3 else Which(*found)
 
 
 def _described(name: str, about: Any) -> Setting:

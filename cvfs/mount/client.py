@@ -13,14 +13,16 @@ from cvfs.cache import Cache
 from cvfs.config import Settings
 from cvfs.errors import ConfigError, CvfsError, TooSlowError
 from cvfs.fetcher import Fetcher
-from cvfs.heads import Heads, find_revision, state_key
+from cvfs.heads import Head, Heads, state_key
 from cvfs.inodes import ROOT_INODE, Numbering
 from cvfs.mirrors import Mirrors, Network
 from cvfs.model import Manifest
 from cvfs.mount.freshness import expired
 from cvfs.repository import Repository
+from cvfs.revisions import Revisions
 from cvfs.transport import Transport, check_base_url, load_credentials
 from cvfs.trust.pin import Pin, find_pin
+from cvfs.which import Which
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class Client:
 
 @asynccontextmanager
 async def open_repository(
-    url: str, settings: Settings, revision: int | None = None, manifest: Manifest | None = None
+    url: str, settings: Settings, revision: Which | None = None, manifest: Manifest | None = None
 ) -> AsyncIterator[Client]:
     """The repository at `url`, at its newest revision or at `revision`; its root is already in memory.
 
@@ -80,7 +82,7 @@ class Ground:
         self,
         url: str,
         settings: Settings,
-        revision: int | None = None,
+        revision: Which | None = None,
         manifest: Manifest | None = None,
         root_inode: int = ROOT_INODE,
     ) -> Client:
@@ -140,19 +142,19 @@ class _Opener:
     settings: Settings
     root_inode: int
 
-    async def open(self, revision: int | None) -> Repository:
+    async def open(self, revision: Which | None) -> Repository:
         """The newest revision, or `revision`."""
         known = self.heads.head
         head = await self.heads.current(self.settings.start_deadline_s, self.settings.known_deadline_s)
         if self.settings.strict_freshness and self.heads.is_expired and head.problem:
             raise expired(self.heads)
         try:
-            repository = await self.open_at(await self._at(head.manifest, revision))
+            repository = await self.open_at(await self._at(head, revision))
         except CvfsError as error:
             if known is None or known.trusted.manifest == head.trusted.manifest:
                 raise
             self.heads.complain(error)
-            return await self.open_at(await self._at(known.manifest, revision))
+            return await self.open_at(await self._at(known, revision))
         if not head.problem:
             await self.heads.accept(head)
         return repository
@@ -166,10 +168,11 @@ class _Opener:
         await bring_root(repository, self.url, self.settings.start_deadline_s)
         return repository
 
-    async def _at(self, newest: Manifest, revision: int | None) -> Manifest:
+    async def _at(self, head: Head, revision: Which | None) -> Manifest:
         if revision is None:
-            return newest
-        return await find_revision(newest, revision, self.mirrors, self.settings.start_deadline_s)
+            return head.manifest
+        revisions = Revisions(self.mirrors, self.settings.state / state_key(self.url))
+        return await revisions.find(head, revision, self.settings.start_deadline_s)
 
 
 async def bring_root(repository: Repository, url: str, deadline_s: float) -> None:

@@ -12,6 +12,7 @@ from cvfs.config import Settings
 from cvfs.config.kinds import SWITCH
 from cvfs.config.settings import TABLE, Setting
 from cvfs.errors import ConfigError
+from cvfs.which import Which
 
 _CHANNEL_LINUX = (5, 4)
 
@@ -39,11 +40,15 @@ class MountRequest:
     url: str
     directory: Path
     settings: Settings
-    revision: int | None = None
     invalidation: str = "auto"
     nonempty: bool = False
     source: str = ""
     keep_group: bool = False
+
+    @property
+    def revision(self) -> Which | None:
+        """What is shown for ever instead of the newest revision."""
+        return self.settings.which
 
 
 def encode_request(request: MountRequest) -> str:
