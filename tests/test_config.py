@@ -219,15 +219,16 @@ def test_repositories_of_a_domain_need_no_file(etc: Path, monkeypatch: pytest.Mo
     (etc / "repositories.d" / f"{NAME}.toml").write_text("url = 'http://own'\n")
     monkeypatch.setenv("CVFS_CONFIG", str(etc))
     sites = ConfiguredSites()
-    assert list(sites.names()) == [NAME]
+    assert sites.names().listed == (NAME,)
     names = (NAME, "x.example.org", "x.b.example.org")
     assert [sites.site(name).url for name in names] == [
         "http://own",
         "http://s/x.example.org",
         "http://b/x.b.example.org",
     ]
+    assert sites.names().allows("x.b.example.org")
     for name in ("x.other.org", "example.org", "xexample.org", "../x.example.org", "X.example.org"):
-        assert not sites.allows(name)
+        assert not sites.names().allows(name)
     for wrong in (
         "{'example.org' = 'http://s/'}",
         "{'../x' = 'http://s/{name}'}",

@@ -1,7 +1,7 @@
 """Which repositories a mount shows, and where each of them is."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,17 +25,26 @@ class Site:
     name: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The repositories that are listed, and the domains of which others may be tried."""
+
+    listed: tuple[str, ...]
+    domains: tuple[str, ...] = ()
+
+    def allows(self, name: str) -> bool:
+        """Whether a name that is not listed may be tried."""
+        return is_name(name) and any(name.endswith("." + domain) for domain in self.domains)
+
+
 class Sites(Protocol):
     """The repositories that a host has, as they change: whoever asks again may get another answer."""
 
     def stamp_ns(self) -> int:
-        """When the names have last changed, in ns since 1970. Takes microseconds."""
+        """When the names have last changed, in ns since 1970. Takes microseconds; the others read files."""
 
-    def names(self) -> Sequence[str]:
-        """Those that are listed."""
-
-    def allows(self, name: str) -> bool:
-        """Whether a name that is not listed may be tried."""
+    def names(self) -> Names:
+        """Raises ConfigError."""
 
     def site(self, name: str) -> Site:
         """Raises ConfigError."""
@@ -48,13 +57,12 @@ class ConfiguredSites:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def stamp_ns(self) -> int:
-        return max((_mtime_ns(each / "repositories.d") for each in config_directories()), default=0)
+        places = [each / below for each in config_directories() for below in ("repositories.d", "config.toml")]
+        return max(map(_mtime_ns, places), default=0)
 
-    def names(self) -> Sequence[str]:
-        return read_configuration(self.options).names()
-
-    def allows(self, name: str) -> bool:
-        return is_name(name) and _template_for(name, read_configuration(self.options).settings()) is not None
+    def names(self) -> Names:
+        configuration = read_configuration(self.options)
+        return Names(tuple(configuration.names()), tuple(configuration.settings().domains))
 
     def site(self, name: str) -> Site:
         settings = read_configuration(self.options).settings(name)
@@ -71,8 +79,8 @@ def _template_for(name: str, settings: Settings) -> str | None:
     return settings.domains[max(found, key=len)] if found else None
 
 
-def _mtime_ns(directory: Path) -> int:
+def _mtime_ns(path: Path) -> int:
     try:
-        return os.stat(directory).st_mtime_ns
+        return os.stat(path).st_mtime_ns
     except OSError:
         return 0
