@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from cvfs.config import Settings, read_configuration
 from cvfs.config.layers import config_directories, is_name
 from cvfs.errors import ConfigError
+from cvfs.which import Which
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Site:
 
     url: str
     settings: Settings
-    revision: int | None = None
+    revision: Which | None = None
     name: str = ""
 
 
@@ -70,7 +71,7 @@ class ConfiguredSites:
         url = settings.url or (template and template.replace("{name}", name))
         if not url:
             raise ConfigError(f"the configuration of {name} has no 'url'")
-        return Site(url, settings, None, name)
+        return Site(url, settings, settings.which, name)
 
 
 def _template_for(name: str, settings: Settings) -> str | None:
