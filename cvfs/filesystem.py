@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
 
+from cvfs.appearance import Appearance
 from cvfs.cache.memory import Memory
 from cvfs.errors import PathError, StaleInodeError
 from cvfs.file import File
@@ -34,6 +35,9 @@ END = (1 << 62) - 1
 """The cookie behind the last line of a listing."""
 
 _DOT = Entry(b".", stat.S_IFDIR | 0o755, 0, 0, 0, 0, 2, 0, 0, b"", b"", ())
+
+
+AS_PUBLISHED = Appearance()
 
 
 class Node(NamedTuple):
@@ -84,11 +88,14 @@ class View(Protocol):
 class FileSystem:
     """A repository as the kernel wants to see it: everything by inode number; its root's is `repository.root_inode`.
 
+    `appearance` says what is shown otherwise than it was published.
+
     Errors: PathError (also StaleInodeError) for the caller; what Fetcher raises where bytes cannot be had.
     """
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, appearance: Appearance = AS_PUBLISHED) -> None:
         self.repository = repository
+        self._appearance = appearance
         self._directories: Memory[int, bytes] = Memory(_DIRECTORIES)
         self._files: Memory[int, File] = Memory(_FILE_LOCATIONS)
         self._runs: Memory[tuple[int, int], bytes] = Memory(_RUNS)
@@ -148,7 +155,7 @@ class FileSystem:
         entry = self._found_nowait(inode).entry
         if not entry.is_symlink:
             raise PathError(errno.EINVAL)
-        return entry.target
+        return self._appearance.show(entry).target
 
     def xattrs_nowait(self, inode: int) -> tuple[tuple[bytes, bytes], ...]:
         """The extended attributes of an inode: (name, value), by name."""
@@ -202,7 +209,10 @@ class FileSystem:
         return path
 
     def _node_numbered(self, inode: int, found: Found) -> Node:
-        return make_node(inode, found.entry, found.group.contents[found.index])
+        entry = found.entry
+        if entry.target or self._appearance.changes_owners:
+            entry = self._appearance.show(entry)
+        return make_node(inode, entry, found.group.contents[found.index])
 
     def _dots(self, inode: int, path: bytes) -> list[Item]:
         """The two lines that POSIX has at the start of every listing. Of their nodes only number and type count."""
@@ -229,8 +239,11 @@ class FileSystem:
         first = max(place, found.index)
         last = min(first + limit, len(group.entries))
         items = []
+        changes_owners = self._appearance.changes_owners
         for index in range(first, last):
             entry = group.entries[index]
+            if entry.target or changes_owners:
+                entry = self._appearance.show(entry)
             items.append(Item(entry.name, make_node(inodes[index], entry, group.contents[index]), base + index))
         # If another directory follows in the page, this one ends here.
         if last == len(group.entries) and found.number + 1 < len(found.leaf.groups):

@@ -4,9 +4,10 @@ import logging
 import time
 from typing import Any
 
+from cvfs.appearance import Appearance
 from cvfs.errors import ExpiredError
 from cvfs.file import File
-from cvfs.filesystem import FileSystem, Item, Node
+from cvfs.filesystem import AS_PUBLISHED, FileSystem, Item, Node
 from cvfs.heads import Heads
 from cvfs.repository import Repository
 
@@ -60,8 +61,8 @@ def trust_status(heads: Heads) -> dict[str, Any]:
 class StrictFileSystem(FileSystem):
     """Answers as long as what it serves is vouched for, then raises ExpiredError. What the kernel has, it has."""
 
-    def __init__(self, repository: Repository, heads: Heads) -> None:
-        super().__init__(repository)
+    def __init__(self, repository: Repository, heads: Heads, appearance: Appearance = AS_PUBLISHED) -> None:
+        super().__init__(repository, appearance)
         self._heads = heads
 
     def _check(self) -> None:

@@ -13,6 +13,7 @@ import cvfs
 from cvfs.errors import MountError
 from cvfs.filesystem import FileSystem
 from cvfs.fuse.options import MountOptions
+from cvfs.mount.appearance import appearance_of
 from cvfs.mount.client import Client
 from cvfs.mount.freshness import StrictFileSystem, trust_status
 from cvfs.mount.logs import Recent
@@ -31,7 +32,10 @@ class ServedMount:
         self._engine = engine
         strict = request.settings.strict_freshness
         repository, heads = client.repository, client.heads
-        self.filesystem = StrictFileSystem(repository, heads) if strict else FileSystem(repository)
+        appearance = appearance_of(request.settings)
+        self.filesystem = (
+            StrictFileSystem(repository, heads, appearance) if strict else FileSystem(repository, appearance)
+        )
         self.started_s = time.time()
         self.pid = os.getpid()
         """The process whose end is the end of the mount."""
