@@ -19,7 +19,15 @@ from typing import NamedTuple
 import trio
 
 from cvfs.bootstrap import Opening, open_source
-from cvfs.errors import ConfigError, CvfsError, ExpiredError, FormatError, StatusError, TrustError
+from cvfs.errors import (
+    ConfigError,
+    CvfsError,
+    ExpiredError,
+    FormatError,
+    NoRepositoryError,
+    StatusError,
+    TrustError,
+)
 from cvfs.format.blob import unseal
 from cvfs.format.manifest import decode_manifest
 from cvfs.mirrors import Mirrors, Source
@@ -254,7 +262,7 @@ def _admitted(trusted: Trusted | None, pin: Pin) -> Head | None:
 
 
 def _no_repository(error: StatusError, url: str) -> CvfsError:
-    return ConfigError(f"no repository at {url}: it has no {names.TIMESTAMP} ({error.reason})")
+    return NoRepositoryError(f"no repository at {url}: it has no {names.TIMESTAMP} ({error.reason})")
 
 
 def _check_not_a_web_page(early: bytes | CvfsError | None, url: str) -> None:
