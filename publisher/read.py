@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cvfs.errors import PublishError
 from cvfs.format.blob import digest
-from cvfs.limits import MIB
+from cvfs.limits import KIB, MIB
 from cvfs.model import Digest
 from publisher.facts import is_unchanged, read_xattrs
 from publisher.listing import SourceTree
@@ -26,7 +26,7 @@ READERS = 16
 """Threads that read from a disk that makes one wait. A guess: a network file system answers so many as soon as one."""
 
 _SLOW_S = 200e-6
-"""Waited for a file on average: slower than a file that is in memory, even on a busy machine; faster than any disk."""
+"""Waited for a file, or for 64 KiB, on average: slower than from memory even on a busy machine, faster than disks."""
 
 _BATCHES_IN_THREADS = 64
 """After a slow batch; then one is tried here again."""
@@ -58,7 +58,8 @@ class BatchReader:
         future: Future[list[Plain]] = Future()
         future.set_result(read_batch(self._source, files))
         waited_s += time.perf_counter() - time.thread_time()
-        if waited_s > _SLOW_S * len(files):
+        size_bytes = sum(file.status.st_size for file in files)
+        if waited_s > _SLOW_S * (len(files) + size_bytes / (64 * KIB)):
             self._in_threads = _BATCHES_IN_THREADS
         return future
 
