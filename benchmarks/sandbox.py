@@ -54,6 +54,8 @@ class Sandbox:
             "CVFS_LOG_DIR": str(directory / "log"),
             "CVFS_RUNTIME_DIR": str(directory / "run"),
         }
+        # As where it is installed: whatever this host thinks of bytecode, no start compiles the whole program.
+        self._env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     @property
     def cache(self) -> Path:
