@@ -146,6 +146,11 @@ class Fetcher:
             self._pages.put(ref.id, known, _weight(known.page))
         return known.page
 
+    async def touch_pages(self) -> None:
+        """Note in the cache that what is in memory is used: it is not read from there for as long."""
+        for page_id in list(self._pages):
+            await self._in_thread(self._cache.blobs.touch, page_id)
+
     def _known_nowait(self, ref: BlobRef) -> "_Known":
         known = self._pages.get(ref.id)
         if known is None:
@@ -170,7 +175,7 @@ class Fetcher:
     def _take_in_and_keep(self, ref: BlobRef, stored: bytes) -> "_Known":
         known = self._take_in(ref, stored, "a mirror")
         try:
-            self._cache.blobs.store(ref.id, stored)
+            self._cache.store_blob(ref.id, stored)
         except CacheError as error:
             self._degraded(error)
         return known

@@ -5,6 +5,7 @@ publishers need not trust each other, so what is kept under a content id must ha
 """
 
 from collections.abc import Hashable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from cvfs.cache import Cache
@@ -106,7 +107,7 @@ def store(cache: Cache, pieces: Iterable[Piece], plain: bytes) -> list[Integrity
 
     Raises CacheError: the disk failed; the pieces before that are stored.
     """
-    wrong = []
+    right, wrong = [], []
     for piece in pieces:
         if piece.recipe is None and load(cache, piece) is not None:  # and not only there: it may be damaged
             continue
@@ -117,8 +118,15 @@ def store(cache: Cache, pieces: Iterable[Piece], plain: bytes) -> list[Integrity
         except IntegrityError as error:
             wrong.append(error)
             continue
-        if piece.recipe is None:
-            cache.objects.store(piece.id, data)
-        else:
-            cache.large.store(piece.recipe, piece.size, at, data)
+        right.append((piece, data))
+    with cache.quota.room([len(data) for _, data in right]) as room:
+        for piece, data in right:
+            room.fill(len(data), partial(_put, cache, piece, data))
     return wrong
+
+
+def _put(cache: Cache, piece: Piece, data: memoryview) -> None:
+    if piece.recipe is None:
+        cache.objects.store(piece.id, data)
+    else:
+        cache.large.store(piece.recipe, piece.size, piece.location, data)

@@ -1,11 +1,12 @@
 """The cache directory itself: where it is, whose it is, and whether it can be written."""
 
 import contextlib
+import errno
 import os
 import stat
 from pathlib import Path
 
-from cvfs.errors import CacheError, ConfigError
+from cvfs.errors import CacheError, CacheFullError, ConfigError
 
 LAYOUT = 1
 """The version of the layout below the directory; a directory of another version is left alone and refused."""
@@ -91,4 +92,5 @@ def _write_marker(marker: Path) -> None:
 
 
 def as_cache_error(what: str, error: OSError) -> CacheError:
-    return CacheError(f"{what}: {error.strerror or error}")
+    kind = CacheFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else CacheError
+    return kind(f"{what}: {error.strerror or error}")

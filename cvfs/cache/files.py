@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 NOT_A_FILE = (errno.ELOOP, errno.EISDIR, errno.ESPIPE, errno.ENXIO)
 """What opening and reading something else that stands in a file's place is answered with."""
 
+STAMP_S = 600.0
+"""How exactly it is known when a file was last used: its time is set anew only if it is older than that."""
+
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # whatever is there, opening does not wait
 
 
@@ -55,7 +58,7 @@ class DigestFiles:
         path = self.path(name)
         try:
             data = _read_whole(path, size)
-        except FileNotFoundError:
+        except (FileNotFoundError, BlockingIOError):  # the latter: it is being evicted
             return None
         except OSError as error:
             if error.errno in (errno.EIO, *NOT_A_FILE):
@@ -66,6 +69,11 @@ class DigestFiles:
             return data
         self._drop(path)
         return None
+
+    def touch(self, name: Digest) -> None:
+        """Note that a file is used, if it is there."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path(name), follow_symlinks=False)
 
     def store(self, name: Digest, data: bytes | memoryview) -> None:
         """Put verified `data` there under its `name`. Not synced: what a crash tears, `load` finds.
@@ -105,9 +113,20 @@ def _read_whole(path: bytes, size: int) -> bytes:
     """At most one byte more than `size`, enough to see that a file has grown."""
     fd = os.open(path, _OPEN_FLAGS)
     try:
+        stamp(fd)
         return os.read(fd, size + 1)
     finally:
         os.close(fd)
+
+
+def stamp(fd: int) -> None:
+    """Note that a file is used now, as its time of modification; 1 us where that is known already.
+
+    A time in the future, which a clock that was wrong has left, is corrected.
+    """
+    if abs(time.time() - os.fstat(fd).st_mtime) > STAMP_S:
+        with contextlib.suppress(OSError):
+            os.utime(fd)
 
 
 def write_new(path: bytes, data: bytes | memoryview) -> None:

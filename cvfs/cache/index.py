@@ -22,7 +22,7 @@ from cvfs.cache.inode_table import Full, InodeTable
 from cvfs.cache.leaves import LeafList, Owner
 from cvfs.format.pages import Leaf
 from cvfs.inodes import ROOT_INODE, Identity, Numbering
-from cvfs.model import BlobRef
+from cvfs.model import BlobRef, Digest
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,10 @@ class InodeIndex:
         """The inode number of `identity` in the repository with this seed: its own, or the one it was given because
         another file, or another repository's, has that."""
         return self._contested.get((seed, identity), identity.number) if self._contested else identity.number
+
+    def pages(self) -> set[Digest]:
+        """All leaves that were ever adopted since the machine was started."""
+        return self._leaves.pages()
 
     def close(self) -> None:
         if self._files is not None:

@@ -12,7 +12,7 @@ import errno
 import os
 
 from cvfs.cache.directory import CacheDirectory, as_cache_error
-from cvfs.cache.files import NOT_A_FILE, remove
+from cvfs.cache.files import NOT_A_FILE, remove, stamp
 from cvfs.format.blob import digest
 from cvfs.format.codec import encode
 from cvfs.model import Content, Digest, Entry, Location
@@ -43,7 +43,7 @@ class LargeFiles:
         path = self.path(recipe)
         try:
             data = _read_at(path, location.length, location.object_offset)
-        except FileNotFoundError:
+        except (FileNotFoundError, BlockingIOError):  # the latter: it is being evicted
             return None
         except OSError as error:
             if error.errno == errno.EIO:  # a bad sector, which a chunk that is written anew may mend
@@ -73,6 +73,7 @@ class LargeFiles:
 def _read_at(path: bytes, size: int, offset: int) -> bytes:
     fd = os.open(path, _FLAGS | os.O_RDONLY)
     try:
+        stamp(fd)
         return os.pread(fd, size, offset)
     finally:
         os.close(fd)

@@ -36,6 +36,11 @@ class LeafList:
             self._read_on()
         return self._list[number] if number < len(self._list) else None
 
+    def pages(self) -> set[Digest]:
+        """The ids of all."""
+        self._read_on()
+        return {page.id for _, page in self._list}
+
     def add(self, owner: Owner) -> int:
         """Give a leaf the next number; only one process at a time may. A number once given is never given again.
 

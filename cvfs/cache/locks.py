@@ -51,7 +51,7 @@ class BlobLocks:
         offset = _offset(blob_id)
         if offset in self._held:
             return None
-        if self._fd is not None and not _set(self._fd, fcntl.F_WRLCK, offset):
+        if self._fd is not None and not try_range(self._fd, fcntl.F_WRLCK, offset):
             return None
         self._held.add(offset)
         return Lock(self, offset)
@@ -59,7 +59,7 @@ class BlobLocks:
     def release(self, offset: int) -> None:
         self._held.discard(offset)
         if self._fd is not None:
-            _set(self._fd, fcntl.F_UNLCK, offset)
+            try_range(self._fd, fcntl.F_UNLCK, offset)
 
     def close(self) -> None:
         if self._fd is not None:
@@ -71,8 +71,11 @@ def _offset(blob_id: Digest) -> int:
     return int.from_bytes(blob_id[:7], "little")
 
 
-def _set(fd: int, kind: int, offset: int) -> bool:
-    """False if another holds it. Where the file system has no locks, there is nobody to hold one."""
+def try_range(fd: int, kind: int, offset: int) -> bool:
+    """Lock (F_WRLCK) or unlock (F_UNLCK) one byte of an open file. False if another holds it.
+
+    Where the file system has no locks, there is nobody to hold one.
+    """
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
     except OSError as error:

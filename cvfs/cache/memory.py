@@ -1,7 +1,7 @@
 """The last things used, within a budget."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -39,6 +39,9 @@ class Memory(Generic[K, V]):
         item = self._items.pop(key, None)
         if item is not None:
             self.weight -= item[1]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._items)
 
     def clear(self) -> None:
         self._items.clear()

@@ -10,6 +10,7 @@ import trio
 
 import cvfs
 from cvfs.cache import Cache
+from cvfs.cache.quota import Limits
 from cvfs.config import Settings
 from cvfs.errors import ConfigError, CvfsError, TooSlowError
 from cvfs.fetcher import Fetcher
@@ -18,6 +19,7 @@ from cvfs.inodes import ROOT_INODE, Numbering
 from cvfs.mirrors import Mirrors, Network
 from cvfs.model import Manifest
 from cvfs.mount.freshness import expired
+from cvfs.mount.upkeep import keep_pages_young, keep_within_limits
 from cvfs.repository import Repository
 from cvfs.revisions import Revisions
 from cvfs.transport import Transport, check_base_url, load_credentials
@@ -66,6 +68,7 @@ async def open_ground(settings: Settings) -> AsyncIterator["Ground"]:
     """
     with _cache(settings) as cache, contextlib.ExitStack() as until_closed:
         async with _services() as nursery:
+            nursery.start_soon(keep_within_limits, cache.quota)
             yield Ground(cache, nursery, until_closed)
 
 
@@ -94,6 +97,7 @@ class Ground:
         heads = Heads(mirrors, url, settings.state / state_key(url), _pin(url, settings, manifest))
         opener = _Opener(url, mirrors, heads, self, settings, root_inode)
         repository = await opener.open(revision) if manifest is None else await opener.open_at(manifest)
+        self.nursery.start_soon(keep_pages_young, repository.fetcher)
         return Client(url, repository, heads, repository.fetcher, self.cache, transport, mirrors)
 
     def network(self, settings: Settings) -> Network:
@@ -186,7 +190,7 @@ async def bring_root(repository: Repository, url: str, deadline_s: float) -> Non
 
 @contextlib.contextmanager
 def _cache(settings: Settings) -> Iterator[Cache]:
-    cache = Cache(settings.cache)
+    cache = Cache(settings.cache, Limits(settings.cache_limit, settings.keep_free))
     try:
         yield cache
     finally:

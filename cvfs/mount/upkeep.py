@@ -1,0 +1,35 @@
+"""What a client does for the cache now and then, so rarely that it cannot be noticed."""
+
+import logging
+
+import trio
+
+from cvfs.cache.quota import Quota
+from cvfs.errors import CacheError
+from cvfs.fetcher import Fetcher
+
+log = logging.getLogger(__name__)
+
+_FIRST_S = 10.0
+"""After the start, which is busy enough."""
+
+_AGAIN_S = 3600.0
+
+
+async def keep_within_limits(quota: Quota) -> None:
+    """Have the cache counted where that is needed, and give way to others on its disk, until cancelled."""
+    wait_s = 0.0 if not quota.ledger.read().is_known else _FIRST_S
+    while True:
+        await trio.sleep(wait_s)
+        try:
+            await trio.to_thread.run_sync(quota.maintain, abandon_on_cancel=True)
+        except CacheError as error:
+            log.warning("%s", error)
+        wait_s = _AGAIN_S
+
+
+async def keep_pages_young(fetcher: Fetcher) -> None:
+    """Keep the pages in memory from being evicted, until cancelled: a mount that is used for days reads none anew."""
+    while True:
+        await trio.sleep(_AGAIN_S)
+        await fetcher.touch_pages()
