@@ -33,6 +33,7 @@ from cvfs.mirrors.health import (
     BREAKER_OPEN_S,
     PATIENCE_S,
     PROBE_S,
+    WATCH_S,
     Health,
     blames_server,
 )
@@ -192,14 +193,14 @@ def test_failures_of_requests_under_way_do_not_prolong_an_open_breaker() -> None
     now = kill(health, 0.0)
     for _ in range(20):
         health.record_failure(DEAD, now, 0.5)
-    assert health.is_open(now)
-    assert not health.is_open(now + BREAKER_OPEN_S)
+    assert health.is_open(now + BREAKER_OPEN_S / 2 + WATCH_S)
+    assert not health.is_open(now + BREAKER_OPEN_S + WATCH_S)
 
 
 def test_one_request_tests_a_server_whose_breaker_has_had_its_time() -> None:
     rig = Rig(deadline=1000.0)
     route = rig.route(0)
-    now = kill(route.health, 0.0) + BREAKER_MAX_OPEN_S
+    now = kill(route.health, 0.0) + BREAKER_MAX_OPEN_S + WATCH_S
     assert isinstance(rig.plan.decide(now), Try)
     route.begin(now)
     assert rig.new(1000.0).decide(now) is None
@@ -216,8 +217,8 @@ def test_a_test_that_fails_opens_the_breaker_for_longer_up_to_a_bound() -> None:
         assert health.probe_at > now
         while health.is_open(now):
             now += 0.01
-        assert health.probe_at == pytest.approx(now, abs=0.02)
-        times.append(now - start)
+        assert health.probe_at + WATCH_S == pytest.approx(now, abs=0.02)
+        times.append(health.probe_at - start)
         health.begin(now)
         health.record_failure(DEAD, now, 1.0)
     assert [round(t, 1) for t in times] == sorted(round(t, 1) for t in times)
@@ -227,7 +228,7 @@ def test_a_test_that_fails_opens_the_breaker_for_longer_up_to_a_bound() -> None:
 
 def test_a_test_whose_caller_leaves_is_left_to_the_next() -> None:
     rig = Rig(deadline=1000.0)
-    now = kill(rig.route(0).health, 0.0) + BREAKER_MAX_OPEN_S
+    now = kill(rig.route(0).health, 0.0) + BREAKER_MAX_OPEN_S + WATCH_S
     rig.route(0).begin(now)
     rig.route(0).abandon()
     assert isinstance(rig.plan.decide(now), Try)
@@ -557,7 +558,7 @@ def test_with_a_dead_server_reads_fail_at_once_and_recover_by_themselves(store: 
         return at_once_s
 
     async def fetch_until_it_works(mirrors: Mirrors) -> None:
-        with trio.fail_after(BREAKER_MAX_OPEN_S + 1):
+        with trio.fail_after(BREAKER_MAX_OPEN_S + WATCH_S + 1):
             while True:
                 try:
                     await mirrors.fetch_blob(LARGE_REF, 30)
@@ -628,7 +629,7 @@ def test_cancelled_test_of_a_mirror_is_left_to_the_next_fetch(fleet: list[Faulty
             fleet[0].misbehave(servers.status("500 Oops"))
             with pytest.raises(StatusError):
                 await mirrors.fetch_blob(LARGE_REF, 60)  # until the breaker opens
-            clock.passed_s += BREAKER_MAX_OPEN_S
+            clock.passed_s += BREAKER_MAX_OPEN_S + WATCH_S
             fleet[0].misbehave(servers.hang, times=1)
             with trio.move_on_after(0.2):
                 await mirrors.fetch_blob(LARGE_REF, 60)

@@ -26,7 +26,9 @@ PATIENCE_S = 10.0
 # How long it stays open at first and at last. The last bounds how soon a recovery is noticed.
 BREAKER_OPEN_S = 0.5
 BREAKER_MAX_OPEN_S = 5.0
-# A single request tests a server whose time is up. If it hangs, the next may try after this.
+# Then a single request tests the server: that of the network's watch, or if none comes for so long, a reader's.
+WATCH_S = 1.0
+# If that hangs, the next may try after this.
 PROBE_S = 10.0
 MAX_RETRY_AFTER_S = 60.0
 # Of the latency that is remembered, the part that the newest measurement makes.
@@ -52,7 +54,7 @@ class Health:
 
     def is_open(self, now: float) -> bool:
         """Whether it must not be asked: its breaker is open, or somebody tests it just now."""
-        return self.failing and (now < self._open_until or now < self._probing_until)
+        return self._open_s > 0 and now < max(self._open_until + WATCH_S, self._probing_until)
 
     def begin(self, now: float) -> None:
         """A request starts."""

@@ -126,43 +126,34 @@ class Network:
 
     async def watch(self) -> None:
         """Look after what has failed, and measure, until cancelled. With one mirror that answers it sleeps."""
-        while True:
-            self._disturbed = trio.Event()
-            now = self.clock()
-            due, wake_up = self._due(now)
-            if due:
-                await self._look_at(due)
-                continue
-            if now >= self._measure_at:
-                self._measure_at = now + MEASURE_S * (0.75 + self.dice() / 2)
-                await self._measure()
-                continue
-            with trio.move_on_after(min(wake_up, self._measure_at) - now):
-                await self._disturbed.wait()
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._disturbed = trio.Event()
+                now = self.clock()
+                wake_up = self._probe_due(now, nursery)
+                if now >= self._measure_at:
+                    self._measure_at = now + MEASURE_S * (0.75 + self.dice() / 2)
+                    nursery.start_soon(self._measure)
+                with trio.move_on_after(min(wake_up, self._measure_at) - now):
+                    await self._disturbed.wait()
 
     def _route(self, site: Site, proxy: Proxy) -> Route:
         health = self._healths.setdefault((origin_of(site.url), proxy), Health())
         return Route(site, proxy, health)
 
-    def _due(self, now: float) -> tuple[list[Route], float]:
-        """Ways to be tried again now, one for each server or proxy that fails, and when the next is due."""
-        due: dict[Health, Route] = {}
+    def _probe_due(self, now: float, nursery: trio.Nursery) -> float:
+        """Try what fails and is due, each server and each proxy once; when the next is."""
         wake_up = math.inf
         for routes in list(self._known):
             leisure_s = 0.0 if routes.is_stuck else LEISURE_S
             for way in routes.ways:
                 # A proxy that fails hides what is behind it.
                 health = way.proxy.health if way.proxy.health.failing else way.health
-                probe_at = health.probe_at + leisure_s
-                if probe_at <= now:
-                    due.setdefault(health, way)
-                wake_up = min(wake_up, probe_at)
-        return list(due.values()), wake_up
-
-    async def _look_at(self, due: Iterable[Route]) -> None:
-        async with trio.open_nursery() as nursery:
-            for way in due:
-                nursery.start_soon(self._probe, way)
+                if health.probe_at + leisure_s <= now:
+                    health.probe_at = math.inf  # until there is a result
+                    nursery.start_soon(self._probe, way)
+                wake_up = min(wake_up, health.probe_at + leisure_s)
+        return wake_up
 
     async def _probe(self, way: Route, fresh: bool = False) -> float | None:
         """Whether there is an answer; how long it took. Whatever comes is not used for anything else."""
@@ -186,9 +177,14 @@ class Network:
         return latency_s
 
     def _record_probe(self, way: Route, error: FetchError | None, was_failing: bool) -> None:
-        way.record(error, self.clock(), self.dice())
+        now = self.clock()
+        way.record(error, now, self.dice())
+        for health in (way.health, way.proxy.health):
+            if health.failing and health.probe_at == math.inf:  # nothing was learned of this one
+                health.probe_at = now + PROBE_DEADLINE_S
         if was_failing and not way.is_failing:
             self._announce(way)
+        self._disturbed.set()
 
     async def _measure(self) -> None:
         """Ask each server that has alternatives, by the best proxy, past its cache."""
