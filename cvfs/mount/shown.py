@@ -34,6 +34,7 @@ class Shown:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._revisions: dict[str, _Revision] = {}
+        self._version: tuple[int, ...] = ()
 
     def forget(self) -> None:
         """Begin anew: what is there is of a mount that has ended."""
@@ -84,19 +85,25 @@ class Shown:
         descriptor = os.open(self._lock_path(self._path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            revisions = self._read()
+            revisions = dict(self._read())
             yield revisions
             self._write(self._path, revisions)
         finally:
             os.close(descriptor)
 
     def _read(self) -> dict[str, _Revision]:
+        """What the file says: read again only when another has taken its place."""
         if self._path is None:
             return self._revisions
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, _Revision])
+            status = os.stat(self._path)
+            version = status.st_ino, status.st_mtime_ns, status.st_size
+            if version != self._version:
+                self._revisions = msgspec.json.decode(self._path.read_bytes(), type=dict[str, _Revision])
+                self._version = version
         except FileNotFoundError:
-            return {}
+            self._revisions, self._version = {}, ()
+        return self._revisions
 
     def _write(self, path: Path, revisions: dict[str, _Revision]) -> None:
         temporary = path.with_suffix(f".{os.getpid()}")
