@@ -2,14 +2,17 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cvfs import terminal
-from cvfs.format.tags import Tags
-from cvfs.model import Ancestor
 from publisher.key_cli import find_keys, keys_option, locked, now_s
 from publisher.store import DirectoryStore, open_store
+
+if TYPE_CHECKING:
+    from cvfs.format.tags import Tags
+    from cvfs.model import Ancestor
 
 
 @click.command("tag")
@@ -58,7 +61,7 @@ def tag_command(
 
 def _change(
     store: DirectoryStore, name: str, revision: int | None, delete: bool, move: bool, keys_dir: Path | None
-) -> Ancestor:
+) -> "Ancestor":
     from publisher.tags import delete_tag, set_tag
 
     keys = find_keys(store, keys_dir)
@@ -68,14 +71,14 @@ def _change(
         return set_tag(store, keys, name, revision, now_s(), move=move)
 
 
-def _read(store: DirectoryStore) -> Tags:
+def _read(store: DirectoryStore) -> "Tags":
     from publisher.head import read_head
     from publisher.tags import read_tags
 
     return read_tags(store, read_head(store))
 
 
-def _show(tags: Tags, as_json: bool) -> None:
+def _show(tags: "Tags", as_json: bool) -> None:
     if as_json:
         terminal.print_json({"tags": {name: _json(each) for name, each in tags.items()}})
         return
@@ -84,9 +87,9 @@ def _show(tags: Tags, as_json: bool) -> None:
         click.echo(f"{name:<{width}}  {_line(each)}")
 
 
-def _line(found: Ancestor) -> str:
+def _line(found: "Ancestor") -> str:
     return f"revision {found.revision}, of {datetime.fromtimestamp(found.published_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _json(found: Ancestor) -> dict[str, object]:
+def _json(found: "Ancestor") -> dict[str, object]:
     return {"revision": found.revision, "published_s": found.published_s, "manifest": found.manifest.id.hex()}

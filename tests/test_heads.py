@@ -9,9 +9,9 @@ from typing import TypeVar
 import pytest
 import trio
 
-from cvfs.errors import ConfigError, CvfsError, FormatError, TransportError, TrustError
+from cvfs.errors import ConfigError, FormatError, TransportError, TrustError
 from cvfs.format.manifest import encode_manifest
-from cvfs.heads import Head, Heads, find_revision, state_key
+from cvfs.heads import Head, Heads, state_key
 from cvfs.mirrors import Mirrors, Network
 from cvfs.transport import Transport
 from cvfs.trust.names import TIMESTAMP as HEAD
@@ -165,20 +165,6 @@ def test_damaged_memory_is_none(server: FaultyServer, state: Path) -> None:
 def test_state_that_cannot_be_written_is_no_obstacle(server: FaultyServer, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert current(server, tmp_path / "file" / "state").manifest.revision == 1
-
-
-def test_older_revisions_are_found_by_their_parents(server: FaultyServer, store: SmallStore, state: Path) -> None:
-    manifests = [store.publish({b"file": b"%d" % number}) for number in range(5)]
-
-    def find(number: int) -> int:
-        return with_mirrors(
-            server.url, lambda mirrors: find_revision(manifests[-1], number, mirrors, DEADLINE_S)
-        ).revision
-
-    assert [find(number) for number in range(1, 7)] == [1, 2, 3, 4, 5, 6]
-    for number in (0, 7):
-        with pytest.raises(CvfsError, match=f"no revision {number} within reach; the newest is 6"):
-            find(number)
 
 
 def test_each_address_has_a_state_of_its_own() -> None:

@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from msgspec.structs import replace
 from tuf.api.metadata import Metadata
 
 from cvfs.errors import StatusError, StoreError, TooLargeError
 from cvfs.format.blob import blob_path, seal
-from cvfs.format.tree import build
+from cvfs.format.tree import Root, build
 from cvfs.heads import Head, Heads
 from cvfs.mirrors import Mirrors, Network
 from cvfs.model import NO_CONTENT, BlobRef, Manifest, Record
+from cvfs.revisions import Revisions
 from cvfs.transport import Response
 from cvfs.trust import names
 from cvfs.trust.pin import Pin
 from cvfs.trust.state import FILE
 from cvfs.trust.values import root_id
-from publisher import head, key_changes, sign
+from cvfs.which import Which
+from publisher import head, key_changes, sign, tags
 from publisher.keys import ROLES, Keys, Signer
 from publisher.store.base import HeadMovedError
 from tests.small_store import make_entry
@@ -96,7 +99,7 @@ class Publisher:
         root = sign.make_root(name, signers, threshold, sign.Validity(timestamp_days=days), NOW_S)
         self.root = sign.sign_root(root, None, signers["root"])
         self.keys.keep_root(self.root)
-        manifest = self.make_manifest(name, 0, None, b"")
+        manifest = self.make_first(name)
         ref, plain = head.put_manifest(self.store, manifest)
         targets = sign.make_targets(1, ref, plain, NOW_S, signers["targets"])
         snapshot = sign.make_snapshot(1, 1, targets, NOW_S, signers["snapshot"])
@@ -114,8 +117,13 @@ class Publisher:
                 self.keys.add(path, None)
         return {role: self.keys.signers(role) for role in ROLES}
 
-    def make_manifest(self, name: str, revision: int, parent: BlobRef | None, content: bytes) -> Manifest:
-        """A revision with one file that nobody reads; its root page is stored."""
+    def make_first(self, name: str) -> Manifest:
+        """Revision 0."""
+        root = self._root(b"nothing")
+        return Manifest(name, 0, self.now_s, root.page, root.level, root.summary, None)
+
+    def _root(self, content: bytes) -> Root:
+        """A tree with one link that nobody reads, stored."""
 
         def put(plain: bytes) -> BlobRef:
             ref, stored = seal(plain)
@@ -123,18 +131,28 @@ class Publisher:
             return ref
 
         directory = make_entry(b"", stat.S_IFDIR | 0o755)
-        link = make_entry(b"link", stat.S_IFLNK | 0o777, target=content or b"nothing")
-        root = build([Record(b"", directory, NO_CONTENT), Record(b"", link, NO_CONTENT)], put)
-        return Manifest(name, revision, self.now_s, root.page, root.level, root.summary, parent)
+        link = make_entry(b"link", stat.S_IFLNK | 0o777, target=content)
+        return build([Record(b"", directory, NO_CONTENT), Record(b"", link, NO_CONTENT)], put)
 
-    def publish(self, content: bytes = b"x", name: str | None = None) -> Manifest:
-        """The next revision."""
+    def publish(self, content: bytes = b"x", name: str | None = None, count: int = 1) -> Manifest:
+        """The next revision, or the next `count`, of which only the last was ever the newest."""
         before = head.read_own_head(self.store, self.keys)
-        number, name = before.manifest.revision + 1, name or before.manifest.repository
-        manifest = self.make_manifest(name, number, before.blob, b"%d %s" % (number, content))
-        signers = head.online_signers(self.keys, before.chain.bundle.root)
+        chain, signers = before.chain, head.online_signers(self.keys, before.chain.bundle.root)
+        for _ in range(count - 1):
+            manifest = self._next(before, content, name)
+            before = head.Head(manifest, head.put_manifest(self.store, manifest)[0], chain)
+        manifest = self._next(before, content, name)
         head.advance(self.store, before, manifest, signers, self.now_s)
         return manifest
+
+    def _next(self, before: head.Head, content: bytes, name: str | None) -> Manifest:
+        self.now_s += 1
+        root = self._root(b"%d %s" % (before.manifest.revision + 1, content))
+        manifest = head.next_manifest(before, root, self.now_s)
+        return replace(manifest, repository=name or manifest.repository)
+
+    def tag(self, name: str, number: int | None = None, *, move: bool = False) -> None:
+        tags.set_tag(self.store, self.keys, name, number, self.now_s, move=move)
 
     def resign(self, days: int | None = None) -> None:
         key_changes.resign(self.store, self.keys, self.now_s, days)
@@ -249,6 +267,16 @@ class World:
             await mirrors.fetch_blob(found.manifest.root, deadline_s)
             await heads.accept(found)
         return found
+
+    def find(self, which: Which, deadline_s: float = DEADLINE_S) -> Manifest:
+        """The revision that a client which has just started takes for `which`."""
+        return trio.run(self._find, which, deadline_s)
+
+    async def _find(self, which: Which, deadline_s: float) -> Manifest:
+        found = await self._refresh(self.state, self.pin(), deadline_s)
+        self.simulator.reset()
+        mirrors = Mirrors(Network(self.simulator), self.urls)  # type: ignore[arg-type]
+        return await Revisions(mirrors, self.state).find(found, which, deadline_s)
 
     def stored(self) -> bytes:
         return (self.state / FILE).read_bytes()
