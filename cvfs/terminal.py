@@ -32,15 +32,15 @@ else:
         return made
 
 
-def run(command: click.Command, program: str, arguments: list[str] | None = None) -> NoReturn:
+def run(command: click.Command, program: str, arguments: list[str] | None = None, given: object = None) -> NoReturn:
     """Run a command line to its exit. Whatever a user can do wrong ends as one line on stderr.
 
-    `arguments` are those of the process if they are not given.
+    `arguments` are those of the process if they are not given. Commands get `given` as the object of their context.
 
     Exit status: 0 success, 1 an error, 2 wrong usage, 130 interrupted, 141 the reader of the results has gone.
     """
     try:
-        status = command.main(arguments, prog_name=program, standalone_mode=False)
+        status = command.main(arguments, prog_name=program, standalone_mode=False, obj=given)
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.UsageError as error:

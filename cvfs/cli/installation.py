@@ -11,7 +11,7 @@ import click
 from click.shell_completion import ShellComplete, get_completion_class
 
 import cvfs
-from cvfs.cli import cli
+from cvfs.cli.group import cli
 from cvfs.config.notation import write_atomically
 from cvfs.errors import ConfigError
 

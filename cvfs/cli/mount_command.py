@@ -1,19 +1,17 @@
 """cvfs mount."""
 
-import gc
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
-import cvfs
 from cvfs.cli import common
+from cvfs.errors import ConfigError
+from cvfs.mount.ahead import Ahead
+from cvfs.mount.logs import log_name
 from cvfs.mount.request import (
     MountRequest,
     apply_options,
-    choose_engine,
     encode_request,
     settings_among,
 )
@@ -26,7 +24,9 @@ from cvfs.mount.request import (
 @click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Options as of mount(8), separated by commas.")
 @click.option("--log-file", type=Path, metavar="FILE", help="Where the daemon logs to.")
 @common.mount_options
+@click.pass_obj
 def command(
+    ahead: Ahead | None,
     url: str,
     directory: Path,
     foreground: bool,
@@ -46,13 +46,11 @@ def command(
         source=url if settings.url or "://" in url else "",
     )
     request = apply_options(request, options)
-    supervised = choose_engine(settings.engine) == "channel"
-    if not foreground:
-        _serve_in_background(request, log_file, supervised)
-    elif supervised:
-        _supervise(request, -1)
-    else:
-        _serve(request, lambda warnings: None)
+    if ahead is None or ahead.foreground != foreground:
+        raise ConfigError("write --foreground, -h and --help as words of their own, and never as values")
+    log = None if foreground else _open_log(log_file, request)
+    for warning in ahead.ask(encode_request(request), log):
+        click.echo(f"cvfs: warning: {warning}", err=True)
 
 
 def _resolve(directory: Path) -> Path:
@@ -61,36 +59,11 @@ def _resolve(directory: Path) -> Path:
     return absolute.parent.resolve() / absolute.name if absolute.name != ".." else absolute.resolve()
 
 
-def _supervise(request: MountRequest, ready: int) -> NoReturn:
-    """Go on as the supervisor, a small process. It need not find its code where this one has, by the directory."""
-    from cvfs.mount.supervise import python
-
-    root = str(Path(cvfs.__file__).parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [*python(), "-m", "cvfs.mount.supervise", encode_request(request), str(ready)]
-    os.execve(command[0], command, os.environ | {"PYTHONPATH": path})  # noqa: S606
-
-
-def _serve_in_background(request: MountRequest, log_file: Path | None, supervised: bool) -> None:
-    from cvfs.mount.daemon import exec_in_background, run_in_background
-    from cvfs.mount.logs import log_name
-
-    log_file = log_file.absolute() if log_file else request.settings.logs / log_name(request.directory)
-    if supervised:
-        warnings = exec_in_background(lambda ready: _supervise(request, ready), log_file, keep_group=request.keep_group)
-    else:
-        warnings = run_in_background(lambda ready: _serve(request, ready), log_file, keep_group=request.keep_group)
-    for warning in warnings:
-        click.echo(f"cvfs: warning: {warning}", err=True)
-
-
-def _serve(request: MountRequest, ready: Callable[[list[str]], None]) -> None:
-    from cvfs.mount.logs import setup_logging
-
-    recent = setup_logging()
-    gc.disable()  # imports make no garbage: looking for it costs them a tenth of their time
-    from cvfs.mount.worker import run_mount
-
-    gc.freeze()
-    gc.enable()
-    run_mount(request, recent, lambda: ready([event.message for event in recent.events]))
+def _open_log(log_file: Path | None, request: MountRequest) -> int:
+    """The log of a daemon, `log_file` or a file of its own in the directory of logs. Raises ConfigError."""
+    path = log_file.absolute() if log_file else request.settings.logs / log_name(request.directory)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY, 0o640)
+    except OSError as error:
+        raise ConfigError(f"cannot log to {path}: {error.strerror}; name another file with --log-file") from None

@@ -10,8 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cvfs import terminal
-from cvfs.cli import cli
+from cvfs import cli
 
 _WRONG_USAGE = 1
 _FAILED = 32
@@ -32,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     spec, directory = words
     given = [word for name, value in options if name == "-o" for word in value.split(",")]
     # mount(8) says rw where nothing is said.
-    wanted = ",".join([*(word for word in given if word != "rw"), "keep_group"])
+    wanted = ",".join(word for word in given if word != "rw")
     try:
-        terminal.run(cli, "mount.cvfs", ["mount", "-o", wanted, "--", spec, directory])
+        cli.main(["mount", "-o", wanted, "--", spec, directory], "mount.cvfs")
     except SystemExit as end:
         sys.exit(end.code and _FAILED)
 

@@ -1,12 +1,18 @@
-"""What supervisor, template and workers say to each other: one JSON object a datagram, descriptors beside it.
+"""What the processes of a mount say to each other: one JSON object a datagram, descriptors beside it.
 
-Imports as little as can be: the supervisor is to stay small.
+Imports as little as can be: the supervisor is to stay small, and a mount to start fast.
 """
 
 import json
 import os
 import socket
-from typing import Any
+from typing import Any, Final
+
+FUSE: Final = "fuse"
+"""The name under which descriptors of /dev/fuse are held: "fuse0", "fuse1"..."""
+
+LISTENER: Final = "control"
+"""The name of the listening control socket."""
 
 MAX_BYTES = 160 << 10
 """Of a datagram: below the kernel's usual limit of 208 KiB, above a manifest of 64 KiB in base64."""

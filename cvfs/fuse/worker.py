@@ -1,158 +1,33 @@
-"""The workers' side of supervision: the template that forks them, and what one does from its start to its end."""
+"""What a worker of a supervised mount does, from its start to its end."""
 
 import contextlib
-import gc
 import logging
 import math
-import os
-import select
-import signal
-import socket
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 import trio
 
 from cvfs.errors import MountError
 from cvfs.filesystem import View
-from cvfs.fuse import kernel, link
+from cvfs.fuse import kernel
 from cvfs.fuse.channel import Channel, Statistics
 from cvfs.fuse.channel_engine import kernel_options, raise_read_ahead
 from cvfs.fuse.handlers import Handlers
 from cvfs.fuse.invalidate import Changes, notices_of, write_notices
-from cvfs.fuse.link import Message
+from cvfs.fuse.link import FUSE
 from cvfs.fuse.mountinfo import find_mount
 from cvfs.fuse.options import MountOptions
+from cvfs.fuse.orders import Orders
 from cvfs.fuse.protocol.negotiation import Session
-from cvfs.fuse.supervisor import FUSE
 
 MANY_NAMES: Final = 50_000
 """Changed names beyond which the kernel is to forget all: to name so many takes a tenth of a second and more."""
 
 _EXACT_S: Final = 2.0
-_LAST_BREATH_S: Final = 1.0
 
 log = logging.getLogger(__name__)
-
-
-def run_template(number: int, work: Callable[[socket.socket], None]) -> None:
-    """Fork a worker whenever the supervisor at the other end of socket `number` asks for one, until it is gone.
-
-    `work` is what a worker does with its own connection to the supervisor. Call it before there is any thread.
-    """
-    connection = socket.socket(fileno=number)
-    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(writer)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # the supervisor gets them too, and it decides
-        signal.signal(ignored, signal.SIG_IGN)
-    gc.collect()
-    gc.freeze()
-    while True:
-        for ready in select.select([number, reader], [], [])[0]:
-            if ready == reader:
-                os.read(reader, 64)
-                _report_ends(connection)
-                continue
-            message = link.receive(connection)
-            if message is None:
-                return
-            _fork(connection, message["descriptors"]["link"], work)
-
-
-def _fork(connection: socket.socket, number: int, work: Callable[[socket.socket], None]) -> None:
-    pid = os.fork()
-    if pid == 0:
-        connection.close()
-        _be_worker(number, work)
-    os.close(number)
-    link.send(connection, {"type": "forked", "pid": pid})
-
-
-def _be_worker(number: int, work: Callable[[socket.socket], None]) -> NoReturn:
-    status = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        work(socket.socket(fileno=number))
-        status = 0
-    except BaseException:
-        log.exception("a worker ended with an unexpected error")
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _report_ends(connection: socket.socket) -> None:
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                return
-            link.send(connection, {"type": "ended", "pid": pid, "status": status})
-
-
-class Orders:
-    """A worker's connection to its supervisor, and what it was told first.
-
-    `descriptors` are those that the supervisor holds, by name: none in the first worker of a mount. `state` is what
-    earlier workers have left. `slot` of `count` is which channel this worker serves.
-    """
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        message = link.receive(connection)
-        if message is None:
-            raise MountError("the supervisor is gone")
-        self.descriptors: dict[str, int] = message["descriptors"]
-        self.state: Message = message["state"]
-        self.slot: int = message["slot"]
-        self.count: int = message["count"]
-        self.supervisor: int = message["supervisor"]
-        self._process = os.pidfd_open(self.supervisor)
-        self.generation = self.restarts = 0
-        self.problem = ""
-        self.handlers: dict[str, Callable[[Message], None]] = {}
-        connection.setblocking(False)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether nothing is mounted yet."""
-        return not any(name.startswith(FUSE) for name in self.descriptors)
-
-    def say(self, kind: str, **fields: object) -> None:
-        link.send(self._connection, {"type": kind, **fields})
-
-    def hold(self, descriptors: dict[str, int], **state: object) -> None:
-        """Have the supervisor keep `descriptors`, and `state`, for the workers after this one."""
-        self.descriptors |= descriptors
-        self.state |= state
-        link.send(self._connection, {"type": "hold"}, descriptors)
-        self.remember(**state)
-
-    def remember(self, **state: object) -> None:
-        self.state |= state
-        self.say("remember", state=state)
-
-    def unlink(self) -> None:
-        """Remove what is to go with the mount, where the supervisor cannot do it any more."""
-        for path in self.state.get("unlink", []):
-            Path(path).unlink(missing_ok=True)
-
-    async def receive(self) -> Message | None:
-        """The next order; None if the supervisor does not want to hear of this worker any more, or is gone."""
-        while True:
-            await trio.lowlevel.wait_readable(self._connection)
-            with contextlib.suppress(BlockingIOError):
-                return link.receive(self._connection)
-
-    async def is_orphaned(self) -> bool:
-        """Whether the supervisor has ended; its connection ends a moment before the process does."""
-        with trio.move_on_after(_LAST_BREATH_S) as scope:
-            await trio.lowlevel.wait_readable(self._process)
-        return not scope.cancelled_caught
 
 
 class Worker:
@@ -265,12 +140,17 @@ class Worker:
         await self._unmount()
 
     async def _unmount(self) -> None:
-        """Lazily: who uses it now may go on. Only this mount, not another that has come to its place."""
-        mounted = find_mount(self._directory)
-        if mounted is not None and mounted.device == self._orders.state.get("device"):
-            with contextlib.suppress(MountError):
-                await trio.to_thread.run_sync(lambda: kernel.unmount(self._directory, lazy=True))
+        """Lazily: who uses it now may go on."""
+        await trio.to_thread.run_sync(take_away, self._directory, self._orders.state.get("device"))
 
     def _pass_interrupt_on(self, unique: int) -> None:
         if self._orders.count > 1:
             self._orders.say("relay", message={"type": "interrupt", "unique": unique})
+
+
+def take_away(directory: Path, device: str | None) -> None:
+    """Unmount lazily what is mounted on `directory` if it is the mount `device`, not another that has come there."""
+    mounted = find_mount(directory)
+    if mounted is not None and mounted.device == device:
+        with contextlib.suppress(MountError):
+            kernel.unmount(directory, lazy=True)

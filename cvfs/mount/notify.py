@@ -14,3 +14,11 @@ def notify(*lines: str) -> None:
         address = "\0" + address[1:]
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.sendto("\n".join(lines).encode(), address)
+
+
+def watchdog_s() -> float | None:
+    """How long the service manager waits for WATCHDOG=1 from this process, if it does (sd_watchdog_enabled(3))."""
+    microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not microseconds.isdecimal() or pid not in ("", str(os.getpid())):
+        return None
+    return int(microseconds) / 1e6 or None

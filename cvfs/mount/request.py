@@ -14,17 +14,14 @@ from cvfs.config.settings import TABLE, Setting
 from cvfs.errors import ConfigError
 from cvfs.which import Which
 
-_CHANNEL_LINUX = (5, 4)
-
 FUSE_CONF = Path("/etc/fuse.conf")
 
 _SETTERS: dict[str, dict[str, Any]] = {
     "nonempty": {"nonempty": True},
-    "keep_group": {"keep_group": True},
     "invalidate=exact": {"invalidation": "exact"},
     "invalidate=epoch": {"invalidation": "epoch"},
 }
-_IGNORED = {"ro", "exec", "default_permissions", "noatime", "nodiratime", "relatime"} | {
+_IGNORED = {"ro", "default_permissions", "noatime", "nodiratime", "relatime"} | {
     # These are for mount(8) and systemd.
     *("defaults", "auto", "noauto", "nofail", "_netdev", "user", "users", "nouser")
 }
@@ -32,10 +29,7 @@ _IGNORED = {"ro", "exec", "default_permissions", "noatime", "nodiratime", "relat
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """A mount of the repository at `url` on `directory`, an absolute path. The kernel lists it as one of `source`.
-
-    `keep_group`: until it is mounted, the daemon stays in the caller's process group. An automounter lets nobody else
-    in before the mount is there."""
+    """A mount of the repository at `url` on `directory`, an absolute path. The kernel lists it as one of `source`."""
 
     url: str
     directory: Path
@@ -43,7 +37,7 @@ class MountRequest:
     invalidation: str = "auto"
     nonempty: bool = False
     source: str = ""
-    keep_group: bool = False
+
 
     @property
     def revision(self) -> Which | None:
@@ -58,14 +52,6 @@ def encode_request(request: MountRequest) -> str:
 
 def decode_request(text: str) -> MountRequest:
     return msgspec.json.decode(text, type=MountRequest, dec_hook=lambda kind, value: kind(value))
-
-
-def choose_engine(name: str) -> str:
-    """The engine that `name` means here: for "auto" the channel, which needs a Linux that is not too old for it."""
-    if name != "auto":
-        return name
-    major, minor = os.uname().release.split("-")[0].split(".")[:2]
-    return "channel" if (int(major), int(minor)) >= _CHANNEL_LINUX else "pyfuse3"
 
 
 def settings_among(options: Iterable[str]) -> dict[str, Any]:

@@ -1,67 +1,80 @@
-"""The process that a supervised mount stands on: `python -m cvfs.mount.supervise REQUEST READY`.
+"""The server of a supervised mount: a supervisor, and what it does with the world around it."""
 
-REQUEST is a MountRequest in JSON, which is only handed on to the workers; READY the number of a descriptor on which
-is said that the mount can be used, or why it cannot; -1 where nobody listens.
-"""
-
-import contextlib
 import json
 import logging
 import os
 import sys
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
+import cvfs
+from cvfs.fuse import link
+from cvfs.fuse.held import Held
 from cvfs.fuse.link import Message
-from cvfs.fuse.supervisor import Supervisor
+from cvfs.fuse.policy import Vigil
+from cvfs.fuse.processes import Template
+from cvfs.fuse.supervisor import Supervisor, Surroundings
+from cvfs.mount.daemon import Caller
 from cvfs.mount.logs import setup_logging
-from cvfs.mount.notify import notify
+from cvfs.mount.notify import notify, watchdog_s
 
 _PING_S: Final = float(os.environ.get("CVFS_PING_S", "5"))
 _HANG_S: Final = float(os.environ.get("CVFS_HANG_S", "10"))
 """After which a worker that does not answer is replaced: longer than any page takes to decode, on a busy host too."""
 
 
-def main() -> None:
-    text, ready = sys.argv[1], int(sys.argv[2])
+def serve(text: str, caller: Caller, template: Template) -> int:
+    """Supervise the mount that `text` asks for, a MountRequest in JSON, to its end; the exit status.
+
+    The request is only handed on to the workers.
+    """
     setup_logging()
     request = json.loads(text)
-
-    def say(message: dict[str, Any]) -> None:
-        if ready < 0:
-            if "error" in message:
-                sys.stderr.write(f"cvfs: error: {message['error']}\n")
-            return
-        with contextlib.suppress(OSError):
-            os.write(ready, json.dumps(message).encode() + b"\n")
-            os.close(ready)
+    unmount = [*_python(), "-m", "cvfs", "umount", "--lazy", request["directory"]]
 
     def started(message: Message) -> None:
-        if request["keep_group"]:
-            os.setsid()
-        say({"warnings": message["warnings"]})
+        caller.report(message["warnings"])
         notify("READY=1", f"STATUS=serving {message['what']}")
 
     supervisor = Supervisor(
-        [*python(), "-m", "cvfs.mount.template", text],
+        Surroundings(
+            new_template=lambda: _begin(
+                Template.spawn([*_python(), "-m", "cvfs.mount.template"], _environment()), text
+            ),
+            started=started,
+            failed=caller.fail,
+            alive=lambda: notify("WATCHDOG=1"),
+            unmount=lambda: _run(unmount),
+        ),
+        _begin(template, text, caller.log),
         request["settings"]["workers"],
-        started=started,
-        failed=lambda error: say({"error": error}),
-        unmount=[*python(), "-m", "cvfs", "umount", "--lazy", request["directory"]],
-        ping_s=_PING_S,
-        hang_s=_HANG_S,
+        Held(may_resend="CVFS_NO_RESEND" not in os.environ),
+        Vigil(_PING_S, _HANG_S, watchdog_s()),
     )
-    if ready >= 0:
-        os.set_inheritable(ready, False)
     status = supervisor.run()
     notify("STOPPING=1")
     logging.shutdown()
-    os._exit(status)
+    return status
 
 
-def python() -> list[str]:
-    """The interpreter, as strict about bytes as this one."""
-    return [sys.executable, *(["-" + "b" * sys.flags.bytes_warning] if sys.flags.bytes_warning else [])]
+def _begin(template: Template, text: str, log: int | None = None) -> Template:
+    """Tell a template what its workers are for; with `log`, where to log to instead of where its parent does."""
+    link.send(template.socket, {"type": "begin", "request": text}, {} if log is None else {"log": log})
+    return template
 
 
-if __name__ == "__main__":
-    main()
+def _python() -> list[str]:
+    """The interpreter, as strict about bytes as this one, and never with code from the working directory."""
+    return [sys.executable, "-P", *(["-" + "b" * sys.flags.bytes_warning] if sys.flags.bytes_warning else [])]
+
+
+def _environment() -> dict[str, str]:
+    """For a new interpreter, which need not find the code by where the first one was started."""
+    root = str(Path(cvfs.__file__).parents[1])
+    if sys.path[0] != root:
+        return {**os.environ}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+
+
+def _run(command: list[str]) -> None:
+    os.waitpid(os.posix_spawn(command[0], command, _environment()), 0)

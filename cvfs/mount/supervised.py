@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -14,9 +15,9 @@ from cvfs.errors import CvfsError
 from cvfs.filesystem import FileSystem
 from cvfs.format.manifest import decode_manifest, encode_manifest
 from cvfs.fuse.kernel import open_device
-from cvfs.fuse.link import Message
-from cvfs.fuse.supervisor import LISTENER
-from cvfs.fuse.worker import Orders, Worker
+from cvfs.fuse.link import LISTENER, Message
+from cvfs.fuse.orders import Orders
+from cvfs.fuse.worker import Worker, take_away
 from cvfs.model import Manifest
 from cvfs.mount.client import Client, open_repository, single
 from cvfs.mount.control import Answers, serve_control
@@ -38,14 +39,17 @@ _SWITCH_S: Final = 0.0005
 felt in each request."""
 
 
-def work(request: MountRequest, connection: socket.socket) -> None:
-    """Be one worker from start to end. A mount that cannot be made is said to the supervisor."""
+def work(request: MountRequest, connection: socket.socket, leave: Callable[[], None]) -> None:
+    """Be one worker from start to end. A mount that cannot be made is said to the supervisor.
+
+    `leave()` is called when the mount can be used: then the group of who asked for it may be left.
+    """
     recent = setup_logging()
     sys.setswitchinterval(_SWITCH_S)
     orders = Orders(connection)
     try:
         try:
-            trio.run(_Assembly(request, orders, recent).serve)
+            trio.run(_Assembly(request, orders, recent, leave).serve)
         except BaseExceptionGroup as group:
             raise single(group) from None
     except CvfsError as error:
@@ -56,8 +60,8 @@ def work(request: MountRequest, connection: socket.socket) -> None:
 class _Assembly:
     """One worker's repository, control socket and channel, put together."""
 
-    def __init__(self, request: MountRequest, orders: Orders, recent: Recent) -> None:
-        self._request, self._orders, self._recent = request, orders, recent
+    def __init__(self, request: MountRequest, orders: Orders, recent: Recent, leave: Callable[[], None]) -> None:
+        self._request, self._orders, self._recent, self._leave = request, orders, recent, leave
         self._runtime = Runtime(request.settings.runtime)
         self._switched, self._all_switched = 0, trio.Event()
 
@@ -66,6 +70,7 @@ class _Assembly:
         if orders.is_first:
             self._runtime.prepare()
             os.close(open_device())
+            take_away(request.directory, orders.state.get("device"))  # a mount that the kernel could not save
             prepare_mount_point(request.directory, nonempty=request.nonempty)
         known = orders.state.get("manifest")
         manifest = decode_manifest(known.encode()) if known else None
@@ -80,6 +85,8 @@ class _Assembly:
         """What the first worker of a mount leaves to all others."""
         directory = self._request.directory
         prepare_mount_point(directory, nonempty=self._request.nonempty)
+        if LISTENER in self._orders.descriptors:
+            return
         listener = self._runtime.listen(directory)
         manifest = encode_manifest(client.repository.manifest).decode()
         state = {"manifest": manifest, "unlink": [str(self._runtime.socket_of(directory))]}
@@ -97,6 +104,7 @@ class _Assembly:
         self._handle_orders(filesystem)
 
         def started() -> None:
+            self._leave()
             until_started.close()
             what = mount.announce()
             orders.remember(started_s=mount.started_s)

@@ -1,26 +1,61 @@
-"""The process that workers are forked from: `python -m cvfs.mount.template REQUEST SOCKET`."""
+"""The process that workers are forked from. It knows what is to be mounted only when it has imported everything.
+
+Forked by `cvfs mount` before that does anything else; `python -m cvfs.mount.template SOCKET` after a reload.
+"""
 
 import gc
+import os
+import signal
 import socket
 import sys
+from typing import NoReturn
+
+from cvfs.fuse import link
+from cvfs.mount.daemon import settle
 
 
-def main() -> None:
+def run(connection: socket.socket) -> None:
+    """Import, then fork workers until the supervisor at the other end of `connection` is gone."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # the supervisor gets them too, and it decides
+        signal.signal(ignored, signal.SIG_IGN)
     gc.disable()  # imports make no garbage: looking for it costs them a tenth of their time
-    from cvfs.fuse.worker import run_template
+    from cvfs.fuse.forking import run_template
     from cvfs.mount.heap import return_memory
     from cvfs.mount.request import decode_request
     from cvfs.mount.supervised import work
 
     return_memory()
-    request = decode_request(sys.argv[1])
+    first = link.receive(connection)
+    if first is None:
+        return
+    log = first["descriptors"].get("log")
+    if log is not None:
+        settle(log)
+    request = decode_request(first["request"])
 
-    def work_on(connection: socket.socket) -> None:
+    def leave() -> None:
+        if log is not None:
+            os.setsid()
+
+    def work_on(worker: socket.socket) -> None:
         gc.enable()
-        work(request, connection)
+        work(request, worker, leave)
 
-    run_template(int(sys.argv[2]), work_on)
+    run_template(connection, work_on, leave)
+
+
+def run_forked(connection: socket.socket) -> NoReturn:
+    """As `run`, in a process that was forked for it."""
+    status = 1
+    try:
+        run(connection)
+        status = 0
+    except BaseException:  # noqa: BLE001
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":
-    main()
+    run(socket.socket(fileno=int(sys.argv[1])))

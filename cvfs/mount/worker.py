@@ -10,19 +10,20 @@ from pathlib import Path
 
 import trio
 
-from cvfs.errors import MountError
+from cvfs.errors import CvfsError, MountError
 from cvfs.filesystem import FileSystem
 from cvfs.fuse.kernel import open_device
 from cvfs.fuse.options import MountOptions
 from cvfs.model import Manifest
 from cvfs.mount.client import Client, open_repository, single
 from cvfs.mount.control import Answers, serve_control
+from cvfs.mount.daemon import Caller
 from cvfs.mount.heap import return_memory
-from cvfs.mount.logs import Recent
+from cvfs.mount.logs import Recent, setup_logging
 from cvfs.mount.notify import notify
 from cvfs.mount.point import prepare_mount_point
 from cvfs.mount.refresh import Refresher
-from cvfs.mount.request import MountRequest
+from cvfs.mount.request import MountRequest, decode_request
 from cvfs.mount.runtime import Runtime
 from cvfs.mount.served import ServedMount
 
@@ -35,11 +36,25 @@ LOCK_DEADLINE_S = 15.0
 """For another mount of this user to be finished: longer than any takes that fails."""
 
 
-def run_mount(request: MountRequest, recent: Recent, ready: Ready) -> None:
-    """Mount, call `ready` once the mount can be used, serve until it is unmounted or SIGTERM or SIGINT comes.
+def serve(text: str, caller: Caller) -> int:
+    """Serve the mount that `text` asks for, a MountRequest in JSON, to its end; the exit status.
 
-    Nothing is left behind however it ends. Raises CvfsError if it cannot be mounted.
+    It ends when it is unmounted, and with SIGTERM and SIGINT. Nothing is left behind however it ends.
     """
+    recent = setup_logging()
+    try:
+        _run(decode_request(text), recent, lambda: caller.report([event.message for event in recent.events]))
+    except CvfsError as error:
+        caller.fail(str(error))
+    except BaseException:
+        log.exception("the mount ended with an unexpected error")
+        caller.fail("unexpected error, please report it: the traceback is in the log")
+    else:
+        return 0
+    return 1
+
+
+def _run(request: MountRequest, recent: Recent, ready: Ready) -> None:
     return_memory()
     try:
         trio.run(_serve, request, recent, ready)
@@ -90,8 +105,6 @@ async def _serve_mount(
         listener = until_ended.enter_context(_control_socket(runtime, request.directory))
 
         def started() -> None:
-            if request.keep_group:
-                os.setsid()
             until_started.close()
             until_ended.callback(log.info, "unmounted %s", request.directory)
             what = mount.announce()

@@ -1,0 +1,84 @@
+"""What a supervisor holds for its workers: the descriptors of the mount, and a state."""
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import struct
+from typing import Final
+
+from cvfs.fuse.link import FUSE, LISTENER, Message
+
+log = logging.getLogger(__name__)
+
+_BACKLOG: Final = 16
+_IN_HEADER: Final = struct.Struct("=IIQ")
+_OUT_HEADER: Final = struct.Struct("=IiQ")
+_NOTIFY_RESEND: Final = 7
+_UNANSWERED: Final = (2, 36, 42)
+_BUFFER_BYTES: Final = 128 << 10
+
+
+class Held:
+    """`descriptors` by name, and `state`, as workers have left them for those after them.
+
+    `may_resend`: let the kernel repeat requests, if it can.
+    """
+
+    def __init__(self, *, may_resend: bool = True) -> None:
+        self.descriptors: dict[str, int] = {}
+        self.state: Message = {}
+        self._may_resend = may_resend
+
+    def add(self, descriptors: dict[str, int]) -> None:
+        self.descriptors |= descriptors
+        if LISTENER in descriptors:
+            # Whoever connects sees the credentials of the last one who listened: the process that stays.
+            with socket.socket(fileno=os.dup(descriptors[LISTENER])) as listener:
+                listener.listen(_BACKLOG)
+
+    @property
+    def device(self) -> int | None:
+        """The descriptor that all requests can be read from; None while nothing is mounted."""
+        return self.descriptors.get(FUSE + "0")
+
+    @property
+    def needs_unmount(self) -> bool:
+        return bool(self.descriptors) and not self.state.get("unmounted")
+
+    def resend(self) -> bool:
+        """Have the kernel queue again what was read and not answered. False: this kernel cannot."""
+        if self.device is None or not (self._may_resend and self.state.get("resend")):
+            return False
+        try:
+            os.write(self.device, _OUT_HEADER.pack(_OUT_HEADER.size, _NOTIFY_RESEND, 0))
+        except OSError as error:
+            log.debug("RESEND: %s", error)
+        return True
+
+    def refuse_request(self) -> bool:
+        """Answer one request with EIO, if there is one. False: the mount is gone."""
+        if self.device is None:
+            return True
+        try:
+            data = os.read(self.device, _BUFFER_BYTES)
+            _, opcode, unique = _IN_HEADER.unpack_from(data)
+            if opcode not in _UNANSWERED:
+                os.write(self.device, _OUT_HEADER.pack(_OUT_HEADER.size, -errno.EIO, unique))
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            return error.errno != errno.ENODEV
+        return True
+
+    def let_mount_go(self) -> None:
+        """Close what the mount hangs on. With the workers' copies gone too, the kernel ends all that waits for it."""
+        for name in [name for name in self.descriptors if name.startswith(FUSE)]:
+            os.close(self.descriptors.pop(name))
+
+    def remove_files(self) -> None:
+        """What was to be there as long as the mount."""
+        for path in self.state.get("unlink", []):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)

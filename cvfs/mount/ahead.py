@@ -1,0 +1,90 @@
+"""What `cvfs mount` begins before it has looked at its own arguments, because it takes longest: importing.
+
+One process becomes two: the *command*, which reads options and settings, and the *server*, which meanwhile imports what
+will serve the mount, and waits for the command to say what is to be mounted. With the channel the server is the
+supervisor, and forks the template first of all; with pyfuse3 it serves by itself. In the background the server is a
+child of the command, in the foreground it is the process that was started, so that a service manager knows it.
+
+Imports as little as can be: all that stands here is paid for before anything can be done at once.
+"""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cvfs.fuse import link
+
+
+class Ahead:
+    """A server that has been begun, with process id `pid` if it is in the background."""
+
+    def __init__(self, pid: int | None, connection: socket.socket) -> None:
+        self.foreground = pid is None
+        self._pid, self._connection = pid, connection
+
+    def ask(self, request: str, log: int | None) -> list[str]:
+        """Have the server mount; its warnings. Raises MountError; then the server has ended."""
+        from cvfs.mount.daemon import ask
+
+        warnings = ask(self._connection, request, log)
+        self._pid = None  # it lives on by itself
+        return warnings
+
+    def close(self) -> None:
+        """Let the server go, and if it serves no mount, wait for its end."""
+        self._connection.close()
+        if self._pid is not None:
+            from cvfs.mount.daemon import end
+
+            end(self._pid)
+            self._pid = None
+
+
+def begin(arguments: Sequence[str]) -> Ahead | None:
+    """Begin the server that these arguments of `cvfs mount` mean. Returns in the command only.
+
+    None if they ask for help.
+    """
+    if {"-h", "--help"} & {*arguments}:
+        return None
+    engine, foreground = _engine_in(arguments), any(map(_is_foreground, arguments))
+    ours, theirs = link.pair()
+    child = os.fork()
+    if (child == 0) != foreground:
+        ours.close()
+        _serve(engine, theirs, child if foreground else None)
+    theirs.close()
+    return Ahead(None if foreground else child, ours)
+
+
+def _engine_in(arguments: Sequence[str]) -> str:
+    """As far as it can be seen; a configuration may say otherwise."""
+    for index, word in enumerate(arguments):
+        if word == "--engine":
+            return "".join(arguments[index + 1 : index + 2])
+        if word.startswith("--engine="):
+            return word.partition("=")[2]
+    return os.environ.get("CVFS_ENGINE", "auto")
+
+
+def _is_foreground(word: str) -> bool:
+    """Of short options, only -f can be followed by others."""
+    return word == "--foreground" or (word[:1] == "-" and word[1:2] not in ("-", "o") and "f" in word)
+
+
+def _serve(engine: str, connection: socket.socket, command: int | None) -> NoReturn:
+    """Be the server, to the end. `command` is the child that asks, if the server is the process that was started."""
+    status = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and decides, until there is a mount
+        from cvfs.mount.server import serve
+
+        status = serve(engine, connection, command)
+    except BaseException:  # noqa: BLE001
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
