@@ -54,8 +54,14 @@ def test_what_was_met_first_is_pinned(cvfs: Command, store: SmallStore, tmp_path
     root = root_id(store.root.read_bytes())
     store.root.unlink()
     cvfs.ok("config", "add", "--trust-on-first-use", "--name", NAME, store.path)
-    assert f'root_sha256 = "{root}"\n' in (tmp_path / f"etc/repositories.d/{NAME}.toml").read_text()
-    assert "first_use" not in (tmp_path / f"etc/repositories.d/{NAME}.toml").read_text()
+    lines = (tmp_path / f"etc/repositories.d/{NAME}.toml").read_text().splitlines()
+    assert lines[1:] == [f'name = "{NAME}"', f'root_sha256 = "{root}"']
+
+
+def test_root_in_a_file_is_not_needed_again(cvfs: Command, store: SmallStore, tmp_path: Path) -> None:
+    cvfs.ok("config", "add", store.path)
+    (tmp_path / "root.json").unlink()
+    assert cvfs.ok("ls", NAME) == b"hello\n"
 
 
 def test_add_without_a_look(cvfs: Command, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def add(url: str, no_check: bool, replace: bool) -> None:
     else:
         head = _open(location, settings)
         name = head.manifest.repository
-        said |= {"trust_on_first_use": False, "root_sha256": head.trusted.root_ids[-1]}
+        said |= {"trust_on_first_use": False, "root": None, "root_sha256": head.trusted.root_ids[-1]}
     _write(name, {key: value for key, value in said.items() if value}, replace)
 
 

@@ -173,6 +173,7 @@ class Settings:
     allow_other: bool | None = _setting(kinds.SWITCH, "any", "Let other users in [default: where permitted].")
     suid: bool = _setting(kinds.SWITCH, "any", "Let set-id bits count.", False)
     dev: bool = _setting(kinds.SWITCH, "any", "Let device files count.", False)
+    exec: bool = _setting(kinds.SWITCH, "any", "Let programs run from it.", True)
     uid: int | None = _setting(kinds.USER, "any", "Whom all files belong to.")
     gid: int | None = _setting(kinds.GROUP, "any", "Which group all files belong to.")
     own: bool = _setting(kinds.SWITCH, "any", "All files belong to who mounts.", False)

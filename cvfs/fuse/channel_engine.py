@@ -42,7 +42,13 @@ async def serve(
 
 
 def kernel_options(options: MountOptions) -> kernel.MountOptions:
-    return kernel.MountOptions(options.source, allow_other=options.allow_other, suid=options.suid, devices=options.dev)
+    return kernel.MountOptions(
+        options.source,
+        allow_other=options.allow_other,
+        suid=options.suid,
+        devices=options.dev,
+        executable=options.executable,
+    )
 
 
 def raise_read_ahead(directory: Path) -> None:

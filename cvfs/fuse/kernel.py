@@ -25,7 +25,7 @@ DEVICE: Final = "/dev/fuse"
 SUBTYPE: Final = "cvfs"
 OLDEST_RELEASE: Final = (5, 4)
 
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _CAP_SYS_ADMIN: Final = 21
 
@@ -57,13 +57,14 @@ class MountOptions(msgspec.Struct, frozen=True):
 
     `source` is what /proc/mounts shows in its first column. With `allow_other` not only the user who mounts may enter
     (a plain user needs `user_allow_other` in /etc/fuse.conf). `suid` and `devices` let set-id bits and device files
-    count (root only), as a root file system of a container needs.
+    count (root only), as a root file system of a container needs. Programs run from it only if it is `executable`.
     """
 
     source: str
     allow_other: bool = True
     suid: bool = False
     devices: bool = False
+    executable: bool = True
 
 
 def mount(directory: Path, options: MountOptions) -> int:
@@ -127,7 +128,8 @@ def mount_directly(directory: Path, options: MountOptions) -> int:
     descriptor = open_device()
     settings = f"fd={descriptor},rootmode={stat.S_IFDIR:o},user_id={os.geteuid()},group_id={os.getegid()}"
     settings = ",".join((settings, *_common_settings(options)))
-    flags = _MS_RDONLY | (0 if options.suid else _MS_NOSUID) | (0 if options.devices else _MS_NODEV)
+    denied = (_MS_NOSUID, options.suid), (_MS_NODEV, options.devices), (_MS_NOEXEC, options.executable)
+    flags = _MS_RDONLY | sum(flag for flag, allowed in denied if not allowed)
     source, kind = os.fsencode(options.source), f"fuse.{SUBTYPE}".encode()
     if _libc.mount(source, os.fsencode(directory), kind, ctypes.c_ulong(flags), settings.encode()):
         number = ctypes.get_errno()
@@ -140,6 +142,7 @@ def mount_through_helper(directory: Path, options: MountOptions) -> int:
     """fusermount3, which opens /dev/fuse and mounts; the descriptor. Always nosuid and nodev."""
     source = options.source.replace("\\", "\\\\").replace(",", "\\,")
     settings = (f"ro,fsname={source},subtype={SUBTYPE}", *_common_settings(options))
+    settings += () if options.executable else ("noexec",)
     return mount_with_helper(directory, ",".join(settings))
 
 

@@ -19,5 +19,6 @@ class MountOptions:
     allow_other: bool = False
     suid: bool = False
     dev: bool = False
+    executable: bool = True
     invalidation: str = "auto"
     request_deadline_s: float = 90.0

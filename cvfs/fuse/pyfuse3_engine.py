@@ -64,6 +64,7 @@ def fuse_options(options: MountOptions) -> Sequence[str]:
     chosen = ["ro", "default_permissions", "subtype=cvfs", f"fsname={_escaped(options.source)}"]
     chosen.append("suid" if options.suid else "nosuid")
     chosen.append("dev" if options.dev else "nodev")
+    chosen.append("exec" if options.executable else "noexec")
     return [*chosen, "allow_other"] if options.allow_other else chosen
 
 

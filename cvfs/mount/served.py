@@ -91,6 +91,7 @@ class ServedMount:
             allow_other=allow_other,
             suid=settings.suid,
             dev=settings.dev,
+            executable=settings.exec,
             invalidation=request.invalidation,
         )
 
