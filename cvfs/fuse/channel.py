@@ -7,6 +7,7 @@ that a request which waits for the network keeps none that need not from being a
 import errno
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ each, and more than any host has threads that fault in one mount at a time."""
 
 _BATCH: Final = 64
 """Requests answered before other tasks get their turn: under a millisecond of work."""
+
+_LINGER_MS: Final = 1
+"""For how long the loop waits for the next request by itself before it lets trio wait. A user's requests follow each
+other, and trio's way around costs 12 us each. Only while no request waits for anything else."""
 
 _GONE: Final = errno.ENODEV
 _TRY_AGAIN: Final = (errno.EINTR, errno.ENOENT)
@@ -112,12 +117,12 @@ class Channel:
         return True
 
     async def _read_requests(self, nursery: trio.Nursery) -> None:
-        descriptor, read, take = self._descriptor, os.read, self._take
+        descriptor, poll = self._descriptor, select.poll()
+        poll.register(descriptor, select.POLLIN)
         while True:
             await trio.lowlevel.wait_readable(descriptor)
             try:
-                for _ in range(_BATCH):
-                    take(read(descriptor, READ_BUFFER_BYTES), nursery)
+                self._take_batch(poll, nursery)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -125,6 +130,14 @@ class Channel:
                     return
                 if error.errno not in _TRY_AGAIN:
                     raise
+
+    def _take_batch(self, poll: select.poll, nursery: trio.Nursery) -> None:
+        """Answer what there is, and what follows at once. Raises OSError if there is nothing to be read."""
+        descriptor, read, take, is_ready = self._descriptor, os.read, self._take, poll.poll
+        for _ in range(_BATCH):
+            take(read(descriptor, READ_BUFFER_BYTES), nursery)
+            if not is_ready(0 if self._tasks else _LINGER_MS):
+                return
 
     def _take(self, data: bytes, nursery: trio.Nursery) -> None:
         """Answer one request, or have it answered. Only a descriptor that cannot be written to raises."""
