@@ -65,10 +65,10 @@ async def _round(context: Context, box: Sandbox, url: str) -> dict[str, tuple[fl
 async def _opened(box: Sandbox, url: str) -> AsyncIterator[FileSystem]:
     directory = box.directory
     settings = Settings(
-        directory / "cache",
-        directory / "state",
-        directory / "log",
-        directory / "run",
+        cache=directory / "cache",
+        state=directory / "state",
+        logs=directory / "log",
+        runtime=directory / "run",
         root=directory / "keys/root.json",
     )
     async with open_repository(url, settings) as client:
