@@ -1,9 +1,11 @@
-"""The first questions to a mirror of which nothing is known yet: the pinned root, and what can be asked beside it.
+"""Questions to a mirror that are asked early: all that can be asked at once is.
 
-One round trip where the root is at hand: its successor and the timestamp are asked for at the same time, while another
-thread imports python-tuf.
+Nothing that comes is verified here, nor looked at more than it takes to know what to ask next. Two round trips bring a
+repository that nobody has met before: the successor of the pinned root and the timestamp; then what the timestamp says
+comes next. Meanwhile another thread imports python-tuf.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 
@@ -11,23 +13,27 @@ import msgspec
 import trio
 
 from cvfs.errors import CvfsError, StatusError, TrustError
+from cvfs.format.blob import blob_path
+from cvfs.limits import MAX_MANIFEST_BYTES, MAX_PAGE_BYTES
 from cvfs.mirrors import Source
 from cvfs.trust import names
 from cvfs.trust.pin import Pin
+from cvfs.trust.targets import read_ahead
 from cvfs.trust.values import root_id
+
+Answers = Mapping[str, bytes | CvfsError]
+"""What came of questions that were asked early, by path: bytes, or the error."""
 
 
 @dataclass(slots=True)
 class Opening:
-    """A root to begin with, and what came of questions that were asked early, by path: bytes, or the error.
-
-    That the root is the pinned one is all that has been verified. `etag` is that of the timestamp.
-    """
+    """A root to begin with, and early answers. That the root is the pinned one is all that has been verified."""
 
     root: bytes
     repository: str
-    ahead: dict[str, bytes | CvfsError] = field(default_factory=dict)
+    early: dict[str, bytes | CvfsError] = field(default_factory=dict)
     etag: str | None = None
+    """Of the timestamp."""
 
 
 async def open_source(source: Source, root: bytes | None, pin: Pin) -> Opening:
@@ -40,25 +46,59 @@ async def open_source(source: Source, root: bytes | None, pin: Pin) -> Opening:
     opening = Opening(root, repository)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_import_chain)
-        nursery.start_soon(_ask, source, names.TIMESTAMP, names.MAX_TIMESTAMP_BYTES, opening)
-        successor = names.metadata_path("root", version + 1)
-        nursery.start_soon(_ask, source, successor, names.MAX_ROOT_BYTES, opening)
+        nursery.start_soon(_ask_timestamp, source, opening)
+        nursery.start_soon(_ask, source, names.metadata_path("root", version + 1), names.MAX_ROOT_BYTES, opening.early)
     return opening
+
+
+async def ask_ahead(source: Source, timestamp: bytes, root_version: int, known: bytes) -> Answers:
+    """Early answers to what will be asked for in order to get from the state of the timestamp `known` and a root of
+    that version to the state of `timestamp`. Cancelled: nothing is left behind."""
+    early: dict[str, bytes | CvfsError] = {names.TIMESTAMP: timestamp}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_ask, source, names.metadata_path("root", root_version + 1), names.MAX_ROOT_BYTES, early)
+        _follow_hint(source, timestamp, known, early, nursery)
+    return early
+
+
+async def _ask_timestamp(source: Source, opening: Opening) -> None:
+    path = names.TIMESTAMP
+    try:
+        response = await source.get(path, max_bytes=names.MAX_TIMESTAMP_BYTES)
+    except CvfsError as error:
+        opening.early[path] = error
+        return
+    opening.early[path], opening.etag = response.data, response.etag
+    async with trio.open_nursery() as nursery:
+        _follow_hint(source, response.data, b"", opening.early, nursery)
+
+
+def _follow_hint(
+    source: Source, timestamp: bytes, known: bytes, early: dict[str, bytes | CvfsError], nursery: trio.Nursery
+) -> None:
+    """Ask for what `timestamp` says comes next, unless `known` says the same: it is here then."""
+    said = read_ahead(timestamp)
+    if said is None or said == read_ahead(known):
+        return
+    sizes = {
+        names.metadata_path("snapshot", said.snapshot): names.MAX_SNAPSHOT_BYTES,
+        names.metadata_path("targets", said.targets): names.MAX_TARGETS_BYTES,
+        blob_path(said.manifest.id): min(said.manifest.stored_size, MAX_MANIFEST_BYTES),
+        blob_path(said.root.id): min(said.root.stored_size, MAX_PAGE_BYTES),
+    }
+    for path, max_bytes in sizes.items():
+        nursery.start_soon(_ask, source, path, max_bytes, early)
 
 
 async def _import_chain() -> None:
     await trio.to_thread.run_sync(import_module, "cvfs.trust.chain")
 
 
-async def _ask(source: Source, path: str, max_bytes: int, opening: Opening) -> None:
+async def _ask(source: Source, path: str, max_bytes: int, early: dict[str, bytes | CvfsError]) -> None:
     try:
-        response = await source.get(path, max_bytes=max_bytes)
+        early[path] = (await source.get(path, max_bytes=max_bytes)).data
     except CvfsError as error:
-        opening.ahead[path] = error
-        return
-    opening.ahead[path] = response.data
-    if path == names.TIMESTAMP:
-        opening.etag = response.etag
+        early[path] = error
 
 
 async def _find_root(source: Source, pin: Pin) -> bytes:

@@ -10,7 +10,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,20 +19,22 @@ from typing import NamedTuple
 
 import trio
 
-from cvfs.bootstrap import Opening, open_source
+from cvfs.bootstrap import Answers, Opening, ask_ahead, open_source
 from cvfs.errors import (
     ConfigError,
     CvfsError,
     ExpiredError,
     FormatError,
+    IntegrityError,
     NoRepositoryError,
     StatusError,
+    TooLargeError,
     TrustError,
 )
-from cvfs.format.blob import unseal
+from cvfs.format.blob import blob_path, check, unseal
 from cvfs.format.manifest import decode_manifest
 from cvfs.mirrors import Mirrors, Source
-from cvfs.model import Manifest
+from cvfs.model import BlobRef, Manifest
 from cvfs.trust import names, state
 from cvfs.trust.pin import Pin
 from cvfs.trust.state import Trusted, make_trusted
@@ -56,11 +59,12 @@ class Head:
 
 
 class _News(NamedTuple):
-    """A chain that is not the known one, and the ids of all roots that it rests on."""
+    """A chain that is not the known one, the ids of all roots that it rests on, and what else came from its mirror."""
 
     chain: Chain
     root_ids: tuple[str, ...]
     etag: str | None
+    early: Answers
 
 
 class Heads:
@@ -160,8 +164,8 @@ class Heads:
         """What one mirror has, verified down to the targets; None if that is what is known."""
         if self.head is None:
             opening = await open_source(source, self._pin.root, self._pin)
-            chain = await self._follow(source, self._begin(opening), opening.ahead)
-            return _News(chain, (root_id(opening.root), *chain.new_root_ids), opening.etag)
+            chain = await self._follow(source, self._begin(opening), opening.early)
+            return _News(chain, (root_id(opening.root), *chain.new_root_ids), opening.etag, opening.early)
         known = self.head.trusted
         etag = None if self.is_expired else self._etag  # a server whose ETags are wrong must not freeze it for longer
         response = await source.get(names.TIMESTAMP, max_bytes=names.MAX_TIMESTAMP_BYTES, etag=etag)
@@ -170,8 +174,9 @@ class Heads:
                 raise ExpiredError(f"{source.url} has nothing newer than what has expired")
             self._etag = response.etag
             return None
-        chain = await self._follow(source, known.bundle, {names.TIMESTAMP: response.data})
-        return _News(chain, known.root_ids + chain.new_root_ids, response.etag)
+        early = await ask_ahead(source, response.data, known.root_version, known.timestamp.encode())
+        chain = await self._follow(source, known.bundle, early)
+        return _News(chain, known.root_ids + chain.new_root_ids, response.etag, early)
 
     def _begin(self, opening: Opening) -> Bundle:
         """What to hold the first answers against: a root, and what was trusted before another root was pinned."""
@@ -180,16 +185,18 @@ class Heads:
             return Bundle(opening.root)
         return replace(before.bundle, root=opening.root)
 
-    async def _follow(self, source: Source, known: Bundle, ahead: Mapping[str, bytes | CvfsError]) -> Chain:
+    async def _follow(self, source: Source, known: Bundle, early: Answers) -> Chain:
         def fetch(path: str, max_bytes: int) -> bytes:
-            early = ahead.get(path)
-            if early is None:
+            answer = early.get(path)
+            if answer is None:
                 return trio.from_thread.run(partial(source.get, path, max_bytes=max_bytes)).data
-            if isinstance(early, CvfsError):
-                raise early
-            return early
+            if isinstance(answer, CvfsError):
+                raise answer
+            if len(answer) > max_bytes:
+                raise TooLargeError(f"{source.url}/{path}", f"more than {max_bytes} bytes")
+            return answer
 
-        _check_not_a_web_page(ahead.get(names.TIMESTAMP), source.url)
+        _check_not_a_web_page(early.get(names.TIMESTAMP), source.url)
         try:
             chain = await trio.to_thread.run_sync(_follow_chain, known, fetch, self._now())
         except TrustError as error:
@@ -207,13 +214,23 @@ class Heads:
         signed = news.chain.manifest
         plain = self.head.trusted.manifest.encode() if self.head else b""
         if not signed.matches(plain):
+            self._offer(signed.blob, news.early)
             plain = unseal(signed.blob, await self._mirrors.fetch_blob(signed.blob, deadline_s), self._url)
         if not signed.matches(plain):
             raise FormatError(f"the targets of {self._url} contradict themselves about the manifest")
         manifest = self._decode(plain)
         if manifest.repository != news.chain.repository:
             raise TrustError(f"{self._url} serves {manifest.repository!r} with the root of {news.chain.repository!r}")
+        self._offer(manifest.root, news.early)
         return Head(manifest, make_trusted(news.chain, plain, self._origin(), news.root_ids, news.etag))
+
+    def _offer(self, ref: BlobRef, early: Answers) -> None:
+        """Spare the fetch of a blob that is signed, if it has come already and is what it should be."""
+        stored = early.get(blob_path(ref.id))
+        if isinstance(stored, bytes):
+            with suppress(IntegrityError):
+                check(ref, stored, self._url)
+                self._mirrors.offer(ref, stored)
 
     def _decode(self, plain: bytes) -> Manifest:
         try:

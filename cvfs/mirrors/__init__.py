@@ -65,6 +65,7 @@ class Mirrors:
         self._transport, self._clock = transport or network.transport, network.clock
         self._routes = network.routes(base_urls)
         self._used: Route | None = None
+        self._early: tuple[BlobRef, bytes] | None = None
         self._questions = int(network.dice() * OTHER_OPINION)
         self._opinions = 0
 
@@ -74,6 +75,10 @@ class Mirrors:
         Raises TransportError or IntegrityError, that of the last try, `deadline_s` from now at the latest, and at once
         while no mirror answers. Always a checkpoint; cancelled: nothing is left behind.
         """
+        early, self._early = self._early, None
+        if early is not None and early[0] == ref:
+            await trio.lowlevel.checkpoint()
+            return early[1]
         get = partial(
             self._transport.get,
             max_bytes=ref.stored_size,
@@ -87,6 +92,11 @@ class Mirrors:
             return get(url, deadline_s=step.deadline_s, fresh=step.fresh, proxy=proxy)
 
         return (await self._attempt(ask, deadline_s)).data
+
+    def offer(self, ref: BlobRef, stored: bytes) -> None:
+        """Bytes that came before they were asked for, and have been checked: if the next fetch is for `ref`, they are
+        its answer."""
+        self._early = ref, stored
 
     async def consult(self, work: Callable[[Source], Awaitable[T]], deadline_s: float) -> T:
         """What `work` makes of one mirror, or of another if it raises TransportError, IntegrityError or TrustError.
