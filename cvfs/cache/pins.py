@@ -11,8 +11,9 @@ import logging
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cvfs.cache.directory import CacheDirectory, as_cache_error
 from cvfs.model import DIGEST_SIZE
@@ -61,13 +62,8 @@ class Pins:
         return True
 
     def of_shard(self, number: int) -> set[bytes]:
-        """All pinned ids whose first byte is `number`."""
-        found: set[bytes] = set()
-        for path in self._files():
-            with _opened(path) as fd:
-                if fd is not None:
-                    found.update(_ids_of_shard(fd, number))
-        return found
+        """All pinned ids whose first byte is `number`. A damaged list has none."""
+        return set().union(*(_ids_of_shard(path, number) for path in self._files()))
 
     def all(self) -> list[About]:
         """What each pin is for, by repository and path."""
@@ -81,46 +77,32 @@ class Pins:
             return []
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int | None]:
-    """A pin's file; None if it is gone, or damaged."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        yield None
-        return
-    try:
-        is_whole = os.pread(fd, len(_MAGIC), 0) == _MAGIC and os.fstat(fd).st_size >= _IDS_AT
-        if not is_whole:
-            log.warning("%s is damaged: it pins nothing", path)
-        yield fd if is_whole else None
-    finally:
-        os.close(fd)
-
-
-def _ends(fd: int) -> tuple[int, ...]:
-    return _ENDS.unpack(os.pread(fd, _ENDS.size, len(_MAGIC)))
-
-
-def _ids_of_shard(fd: int, number: int) -> Iterator[bytes]:
-    ends = (0, *_ends(fd))
-    count = max(0, ends[number + 1] - ends[number])
-    data = os.pread(fd, count * DIGEST_SIZE, _IDS_AT + ends[number] * DIGEST_SIZE)
-    for offset in range(0, len(data), DIGEST_SIZE):
-        yield data[offset : offset + DIGEST_SIZE]
+def _ids_of_shard(path: Path, number: int) -> Iterator[bytes]:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        ends = (0, *_ends(file))
+        file.seek(_IDS_AT + ends[number] * DIGEST_SIZE)
+        for _ in range(ends[number], ends[number + 1]):
+            yield file.read(DIGEST_SIZE)
 
 
 def _about(path: Path) -> About | None:
-    with _opened(path) as fd:
-        if fd is None:
-            return None
-        start = _IDS_AT + _ends(fd)[-1] * DIGEST_SIZE
-        try:
-            about: About = json.loads(os.pread(fd, 1 << 16, start))
-        except (OSError, ValueError):
-            log.warning("%s is damaged", path)
-            return None
+    with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
+        file.seek(_IDS_AT + _ends(file)[-1] * DIGEST_SIZE)
+        about: About = json.loads(file.read())
         return about
+    log.warning("%s is damaged, it pins nothing: pin anew what it was for", path)
+    return None
+
+
+def _ends(file: BinaryIO) -> tuple[int, ...]:
+    """Where the ids of each shard end, in ids; all at 0 if the file is damaged."""
+    head = file.read(_IDS_AT)
+    if len(head) == _IDS_AT and head.startswith(_MAGIC):
+        ends = _ENDS.unpack_from(head, len(_MAGIC))
+        is_whole = _IDS_AT + ends[-1] * DIGEST_SIZE <= os.fstat(file.fileno()).st_size
+        if is_whole and all(first <= second for first, second in pairwise(ends)):
+            return ends
+    return (0,) * 256
 
 
 def _file_name(repository: str, path: bytes) -> str:

@@ -33,7 +33,7 @@ one per cent."""
 
 _SLACK_PART = 64
 _MAX_SLACK_BYTES = 64 << 20
-"""So much, and at most this part of the limit, is evicted beyond what is needed, so as not to do it again for each
+"""So much, and at most this part of the cache, is evicted beyond what is needed, so as not to do it again for each
 pack."""
 
 _HASTE = 4
@@ -44,6 +44,9 @@ _GIVE_WAY_PART = 8
 
 _RECOUNT_S = 86400.0
 _INDEX_S = 10.0
+_REST_S = 60.0
+"""For how long pages are not looked through again when all were needed."""
+
 _SAMPLED_SHARDS = 16
 _TOLERATED_BYTES = 64 << 20
 _MAX_BLOCK_BYTES = 64 << 10
@@ -117,6 +120,7 @@ class Quota:
         self._directory, self._limits, self._needed = directory, limits, needed
         self._block: int | None = None
         self._index = (0, 0.0)
+        self._resting_until = 0.0
         self.ledger = Ledger(directory)
         self.pins = Pins(directory)
         self.evicted_bytes = 0
@@ -169,7 +173,7 @@ class Quota:
         space = self._space()
         lack = min(self._disk_lack(space, sums), sums.total // _GIVE_WAY_PART)
         self._evict(max(lack, sums.total - self._limit(space)), of_metadata=False)
-        self._evict(sums.metadata - self._limit(space) // METADATA_PART, of_metadata=True)
+        self._evict_pages(0, self._limit(space) // METADATA_PART)
 
     def recount(self) -> Sums | None:
         """Count all files, which takes 3 us for each. None if another process does, or stores all the time."""
@@ -194,6 +198,8 @@ class Quota:
         space = self._space()
         disk_lack = self._disk_lack(space, self.ledger.read(), data + metadata)
         want = _Want(data, metadata, min(disk_lack, _HASTE * (data + metadata)))
+        if metadata:
+            self._evict_pages(metadata, self._limit(space) // METADATA_PART)
         freed = 0
         while True:
             with contextlib.ExitStack() as attempt:
@@ -220,13 +226,19 @@ class Quota:
     def _make_room(self, want: _Want, sums: Sums, lack: int, limit: int) -> int:
         """Evict what is lacking, and some more; the bytes freed, 0 if there is another chance after a recount."""
         freed = 0
-        if sums.metadata + want.metadata > limit // METADATA_PART and want.metadata:
-            freed = self._evict(max(lack, want.metadata), of_metadata=True)
-        if freed < lack and want.size <= limit:
-            freed += self._evict(lack - freed + min(limit // _SLACK_PART, _MAX_SLACK_BYTES), of_metadata=False)
+        if want.size <= limit:
+            freed = self._evict(lack + min(sums.total // _SLACK_PART, _MAX_SLACK_BYTES), of_metadata=False)
         if not freed and (sums.is_known or self.recount() is None):
             raise CacheFullError(f"no room for {want.size} bytes more in the cache {self._directory.path}")
         return freed
+
+    def _evict_pages(self, more: int, bound: int) -> None:
+        """Have pages within their bound with `more` bytes of them, as far as they are not needed."""
+        excess = self.ledger.read().metadata + more - bound
+        if excess > 0 and time.monotonic() >= self._resting_until:
+            slack = min(bound // _SLACK_PART, _MAX_SLACK_BYTES)
+            if not self._evict(excess + slack, of_metadata=True):
+                self._resting_until = time.monotonic() + _REST_S
 
     def _evict(self, size: int, *, of_metadata: bool, everything: bool = False) -> int:
         """The bytes freed. Each step is taken off the sums, unless they were counted anew meanwhile."""
@@ -275,9 +287,9 @@ class Quota:
         """What the inode index takes, looked up now and then: it grows in large steps."""
         size, until = self._index
         if time.monotonic() >= until:
-            from cvfs.cache.shards import tree_bytes
+            from cvfs.cache.shards import file_bytes
 
-            size = tree_bytes(self._directory.path / "index")
+            size = sum(map(file_bytes, (self._directory.path / "index").glob("*")))
             self._index = size, time.monotonic() + _INDEX_S
         return size
 

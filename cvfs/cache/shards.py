@@ -31,8 +31,7 @@ class CachedFile(NamedTuple):
 def list_shard(cache: Path, kind: str, number: int) -> Iterator[CachedFile]:
     """The files of one kind in a shard. What else there is, and what vanishes meanwhile, is left out."""
     first = b"%02x" % number
-    directory = b"%s/%s" % (os.fsencode(cache / kind), first)
-    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+    with contextlib.suppress(OSError), os.scandir(b"%s/%s/%s" % (os.fsencode(cache), kind.encode(), first)) as entries:
         for entry in entries:
             found = _cached_file(entry, first)
             if found is not None:
@@ -51,21 +50,12 @@ def disk_bytes(files: Iterable[CachedFile]) -> int:
 
 def count(cache: Path) -> tuple[int, int]:
     """The bytes that data and metadata take on the disk, what is unfinished included."""
-    sums = {kind: disk_bytes(list_all(cache, kind)) + _unfinished_bytes(cache / kind) for kind in KINDS}
+    sums = {kind: disk_bytes(list_all(cache, kind)) + file_bytes(cache / kind) for kind in KINDS}
     return sum(sums[kind] for kind in DATA), sum(sums[kind] for kind in METADATA)
 
 
-def tree_bytes(top: Path) -> int:
-    """What the files below `top` take on the disk, two levels deep."""
-    found = 0
-    for pattern in ("*", "*/*"):
-        for path in top.glob(pattern):
-            with contextlib.suppress(OSError):
-                found += path.lstat().st_blocks * _BLOCK_BYTES
-    return found
-
-
-def _unfinished_bytes(directory: Path) -> int:
+def file_bytes(directory: Path) -> int:
+    """What the files in `directory`, not below it, take on the disk."""
     found = 0
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
