@@ -13,10 +13,8 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from cvfs.format.pages import LocationPage
-from cvfs.format.tree import Load
 from cvfs.limits import MIB
-from cvfs.model import NO_CONTENT, Content, Entry, Location, Record
+from cvfs.model import Record
 from publisher.chunk import LargeReader
 from publisher.index import Index
 from publisher.large import Chunked, PutPage
@@ -40,29 +38,11 @@ class _Batch(NamedTuple):
     future: Future[list[Plain]]
 
 
-def locate(index: Index, load: Load, entry: Entry) -> Content | None:
-    """Where the content of an entry is stored; None if it has to be read to know."""
-    if not entry.content_id or not entry.size:
-        return NO_CONTENT
-    if entry.size > MAX_SMALL_BYTES:
-        return _locate_large(index, load, entry)
-    piece = index.objects.find(entry.content_id)
-    return None if piece is None else Content((Location(0, entry.size, piece.pack, piece.offset, b""),))
-
-
-def _locate_large(index: Index, load: Load, entry: Entry) -> Content | None:
-    content = index.find_large(entry.content_id)
-    for _, ref in content.location_pages if content is not None else ():
-        page = load(ref)
-        if not isinstance(page, LocationPage):
-            return None
-        if not all(index.blobs.is_present(location.pack) for location in page.locations):
-            return None
-    return content
-
-
 class Pipeline:
-    """Publishes the contents of one tree. `reader` reads its small files, `cutter`'s one thread the large ones."""
+    """Publishes the contents of one tree. `reader` reads its small files, `cutter`'s one thread the large ones.
+
+    `tick` is called often, to show progress.
+    """
 
     def __init__(
         self,
@@ -74,6 +54,7 @@ class Pipeline:
         reader: BatchReader,
         cutter: Executor,
         counts: Counts,
+        tick: Callable[[], None],
     ) -> None:
         self._source = source
         self._index = index
@@ -83,31 +64,28 @@ class Pipeline:
         self._reader = reader
         self._cutter = cutter
         self._counts = counts
+        self._tick = tick
         self._batch: list[Unread] = []
         self._batch_bytes = 0
         self._reading: deque[_Batch] = deque()
         self._queue: deque[Record | Unread | Run] = deque()
         self._number = 0
 
-    def records(self, runs: Iterator[Run], tick: Callable[[], None]) -> Iterator[Record]:
-        """The records of the tree's files, in the order of the runs. `tick` is called often, to show progress.
-
-        Raises PublishError, StoreError.
-        """
+    def records(self, runs: Iterator[Run]) -> Iterator[Record]:
+        """The records of the tree's files, in the order of the runs. Raises PublishError, StoreError."""
         for run in runs:
             for item in run.items:
-                self._take(item, tick)
+                self._take(item)
             if run.is_changed:
                 self._queue.append(run)
             self._bound_span()
             self._collect_done()
             yield from self._drain(wait_above=2 * MAX_SPAN)
-            tick()
         self._collect_all()
         self._packing.cut()
         yield from self._drain(wait_above=0)
 
-    def _take(self, item: Record | Unread, tick: Callable[[], None]) -> None:
+    def _take(self, item: Record | Unread) -> None:
         self._number += 1
         self._queue.append(item)
         if isinstance(item, Record):
@@ -117,7 +95,7 @@ class Pipeline:
         if item.same is not None:
             return
         if item.status.st_size > MAX_SMALL_BYTES:
-            self._read_large(item, tick)
+            self._read_large(item)
             return
         self._batch.append(item)
         self._batch_bytes += item.status.st_size
@@ -138,11 +116,13 @@ class Pipeline:
         if self._batch:
             files, self._batch, self._batch_bytes = self._batch, [], 0
             self._reading.append(_Batch(files, self._reader.submit(files)))
+        self._collect_done()
 
     def _collect_done(self) -> None:
         while self._reading and self._reading[0].future.done():
             self._collect()
         self._packing.settle_done()
+        self._tick()
 
     def _collect_all(self) -> None:
         self._submit_batch()
@@ -166,11 +146,11 @@ class Pipeline:
             self._counts.dedup_bytes += len(data)
         return place
 
-    def _read_large(self, file: Unread, tick: Callable[[], None]) -> None:
-        if not self._try_large(file, tick) and not self._try_large(file, tick):
+    def _read_large(self, file: Unread) -> None:
+        if not self._try_large(file) and not self._try_large(file):
             raise changed(self._source, file)
 
-    def _try_large(self, file: Unread, tick: Callable[[], None]) -> bool:
+    def _try_large(self, file: Unread) -> bool:
         """Read a large file, the next window while one is dealt with. False if it changed meanwhile."""
         place = Chunked(self._put_page, self._index.add_large)
         reader = LargeReader(self._source, file)
@@ -187,7 +167,6 @@ class Pipeline:
                     if not is_new:
                         self._counts.dedup_bytes += len(chunk.data)
                 self._collect_done()
-                tick()
         finally:
             step.exception()  # Not before the worker is done with the file.
             reader.close()
@@ -239,9 +218,10 @@ class Pipeline:
 
     def _wait_for(self, file: Unread) -> None:
         while file.place is None:
-            if not self._reading:
+            if self._reading:
+                self._collect()
+            else:
                 self._submit_batch()
-            self._collect()
         while (pack := file.place.unfinished) is not None:
             if not self._packing.wait_for(pack):
                 return

@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from cvfs import terminal
@@ -17,20 +18,25 @@ from publisher.publish import Watch
 from publisher.report import Counts
 
 _TICK_S = 0.1
+_BAR_WIDTH = 16
 
 
-class _Rate(ProgressColumn):
-    """Files and bytes done, and bytes a second."""
+class _Figures(ProgressColumn):
+    """Files and bytes done, bytes a second, and the time left as soon as it can be told. Fits into 80 columns."""
 
     def render(self, task: Task) -> Text:
-        files, size_bytes = task.fields["files"], int(task.completed)
-        return Text(f"{show_count(files, 'file')}, {show_size(size_bytes)}, {show_size(int(task.speed or 0))}/s")
+        done = f"{show_count(task.fields['files'], 'file')}, {show_size(int(task.completed))}"
+        if not task.speed:
+            return Text(done)
+        left_s = task.time_remaining
+        left = "" if left_s is None else f", {timedelta(seconds=int(left_s))} left"
+        return Text(f"{done}, {show_size(int(task.speed))}/s{left}", no_wrap=True)
 
 
 @contextmanager
 def watching() -> Iterator[Watch]:
     """Shows progress on stderr until the block ends, then takes it away."""
-    columns = (TextColumn("Publishing"), BarColumn(), _Rate(), TimeRemainingColumn())
+    columns = (TextColumn("Publishing"), BarColumn(_BAR_WIDTH), _Figures())
     with Progress(*columns, console=terminal.console, transient=True) as display:
         shown = _Shown(display)
         try:
@@ -59,8 +65,9 @@ class _Shown:
         now_s = time.monotonic()
         if now_s - self._last_s >= _TICK_S:
             self._last_s = now_s
-            done_bytes = max(self._counts.tree_bytes, self._counts.read_bytes)
-            self._display.update(self._task, completed=done_bytes, files=self._counts.files)
+            counts = self._counts
+            files, done_bytes = max(counts.files, counts.files_read), max(counts.tree_bytes, counts.read_bytes)
+            self._display.update(self._task, completed=done_bytes, files=files)
 
     def stop(self) -> None:
         self._stopped.set()

@@ -20,9 +20,10 @@ from publisher.index import BROKEN, Index, open_index, reset_index
 from publisher.keys import Keys
 from publisher.learn import learn
 from publisher.listing import Excluded, SourceTree
+from publisher.locate import locate
 from publisher.packing import Packing
 from publisher.pages import PageWriter
-from publisher.pipeline import Pipeline, locate
+from publisher.pipeline import Pipeline
 from publisher.read import BatchReader
 from publisher.report import Changes, Counts, Report
 from publisher.scan import Scanner
@@ -150,10 +151,11 @@ class _Publication:
         packing = Packing(index, put_pack, options.level, threads.packers, 2 * options.workers, self.counts)
         cache = StatCache(index, os.fsencode(self._source.path))
         scanner = Scanner(self._source, options.at, cache, lambda entry: locate(index, self._pages, entry))
-        reader = BatchReader(self._source, threads.readers)
-        pipeline = Pipeline(self._source, index, cache, packing, self._put_page, reader, threads.cutter, self.counts)
+        put_page, counts = self._put_page, self.counts
+        reader, cutter = BatchReader(self._source, threads.readers), threads.cutter
+        pipeline = Pipeline(self._source, index, cache, packing, put_page, reader, cutter, counts, watch.tick)
         root = scanner.root(split(options.at)[1])
-        records = pipeline.records(scanner.runs(), watch.tick)
+        records = pipeline.records(scanner.runs())
         return self._assemble(root, records)
 
     def _would_put(self, ref: BlobRef, _stored: bytes) -> bool:
