@@ -14,7 +14,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from cvfs.limits import MIB
-from cvfs.model import Record
+from cvfs.model import Entry, Record
 from publisher.chunk import LargeReader
 from publisher.index import Index
 from publisher.large import Chunked, PutPage
