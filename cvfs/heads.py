@@ -91,6 +91,11 @@ class Heads:
         """Whether the known head was signed for a time that has passed."""
         return self.head is not None and self._now() >= self.head.trusted.expires_s
 
+    @property
+    def fresh_s(self) -> float:
+        """For how long the known head is still signed for; nothing or less once it has expired."""
+        return self.head.trusted.expires_s - self._now() if self.head is not None else 0.0
+
     async def current(self, deadline_s: float, known_deadline_s: float | None = None) -> Head:
         """The head, within `deadline_s`; the known one if no mirror has one that is good within `known_deadline_s`.
 

@@ -37,6 +37,7 @@ _LINGER_MS: Final = 1
 """For how long the loop waits for the next request by itself before it lets trio wait. A user's requests follow each
 other, and trio's way around costs 12 us each. Only while no request waits for anything else."""
 
+_WISHES: Final = Wishes()
 _GONE: Final = errno.ENODEV
 _TRY_AGAIN: Final = (errno.EINTR, errno.ENOENT)
 """ENOENT: the request that was to be read has been given up meanwhile."""
@@ -71,12 +72,14 @@ class Channel:
         handlers: Handlers,
         deadline_s: float,
         *,
+        wishes: Wishes = _WISHES,
         initialized: Callable[[Session], None] = lambda session: None,
         foreign_interrupt: Callable[[int], None] = lambda unique: None,
     ) -> None:
         self._descriptor = descriptor
         self._handlers = handlers
         self._deadline_s = deadline_s
+        self._wishes = wishes
         self._initialized = initialized
         self._foreign_interrupt = foreign_interrupt
         self._tasks: dict[int, trio.CancelScope] = {}
@@ -172,7 +175,7 @@ class Channel:
             self._take_init(request)
 
     def _take_init(self, request: Request) -> None:
-        session = negotiation.negotiate(negotiation.decode_init(request.data), Wishes())
+        session = negotiation.negotiate(negotiation.decode_init(request.data), self._wishes)
         if session is None:
             self._write(negotiation.encode_our_version(request.unique))
             return

@@ -13,7 +13,7 @@ from cvfs.fuse import kernel
 from cvfs.fuse.channel import Channel
 from cvfs.fuse.handlers import Handlers
 from cvfs.fuse.options import MountOptions
-from cvfs.fuse.protocol.negotiation import Session
+from cvfs.fuse.protocol.negotiation import FLEETING_FLAGS, Session, Wishes
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,9 @@ async def serve(
         raise_read_ahead(directory)
         started()
 
+    handlers, wishes = Handlers(filesystem), wishes_of(options)
     try:
-        await Channel(descriptor, Handlers(filesystem), options.request_deadline_s, initialized=initialized).serve()
+        await Channel(descriptor, handlers, options.request_deadline_s, wishes=wishes, initialized=initialized).serve()
     finally:
         with contextlib.suppress(MountError):
             kernel.unmount(directory, lazy=True)
@@ -49,6 +50,10 @@ def kernel_options(options: MountOptions) -> kernel.MountOptions:
         devices=options.dev,
         executable=options.executable,
     )
+
+
+def wishes_of(options: MountOptions) -> Wishes:
+    return Wishes(FLEETING_FLAGS) if options.is_fleeting else Wishes()
 
 
 def raise_read_ahead(directory: Path) -> None:

@@ -12,6 +12,8 @@ class MountOptions:
 
     `invalidation` is how the kernel is told of a new revision: "exact", name by name; "epoch", all names at once where
     it can do that; "auto", whichever is cheaper.
+    `is_fleeting`: the kernel asks again about open files too, before it gives out their cached bytes, once the time for
+    which their attributes hold has passed.
     `request_deadline_s` bounds every request of the kernel, on top of the deadlines of the fetches behind it.
     """
 
@@ -21,4 +23,5 @@ class MountOptions:
     dev: bool = False
     executable: bool = True
     invalidation: str = "auto"
+    is_fleeting: bool = False
     request_deadline_s: float = 90.0

@@ -13,7 +13,7 @@ from cvfs.errors import MountError
 from cvfs.filesystem import View
 from cvfs.fuse import kernel
 from cvfs.fuse.channel import Channel, Statistics
-from cvfs.fuse.channel_engine import kernel_options, raise_read_ahead
+from cvfs.fuse.channel_engine import kernel_options, raise_read_ahead, wishes_of
 from cvfs.fuse.handlers import Handlers
 from cvfs.fuse.invalidate import Changes, notices_of, write_notices
 from cvfs.fuse.link import FUSE
@@ -82,6 +82,7 @@ class Worker:
             orders.descriptors[f"{FUSE}{orders.slot}"],
             Handlers(self._filesystem),
             self._options.request_deadline_s,
+            wishes=wishes_of(self._options),
             initialized=initialized,
             foreign_interrupt=self._pass_interrupt_on,
         )

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from cvfs.appearance import Appearance
-from cvfs.errors import ExpiredError
+from cvfs.errors import ExpiredError, PathError
 from cvfs.file import File
 from cvfs.filesystem import AS_PUBLISHED, FileSystem, Item, Node
 from cvfs.heads import Heads
@@ -14,6 +14,8 @@ from cvfs.repository import Repository
 log = logging.getLogger(__name__)
 
 _SAY_AGAIN_S = 3600.0
+
+_KEPT_S = 60.0
 
 
 class Vigil:
@@ -59,29 +61,39 @@ def trust_status(heads: Heads) -> dict[str, Any]:
 
 
 class StrictFileSystem(FileSystem):
-    """Answers as long as what it serves is vouched for, then raises ExpiredError. What the kernel has, it has."""
+    """Answers as long as what it serves is vouched for, then raises ExpiredError.
+
+    The kernel may keep an answer no longer than that either, and in case its clock stops meanwhile (a host that is
+    suspended) or ours jumps, for `_KEPT_S` at most: then it asks again, and gets the error.
+    """
 
     def __init__(self, repository: Repository, heads: Heads, appearance: Appearance = AS_PUBLISHED) -> None:
         super().__init__(repository, appearance)
         self._heads = heads
 
-    def _check(self) -> None:
+    def _check(self) -> float:
+        """For how long an answer of this moment holds."""
         if self._heads.is_expired:
             self._heads.recall()
         if self._heads.is_expired:
             raise expired(self._heads)
+        return min(self._heads.fresh_s, _KEPT_S)
 
     def lookup_nowait(self, parent: int, name: bytes) -> Node:
-        self._check()
-        return super().lookup_nowait(parent, name)
+        lasting_s = self._check()
+        try:
+            return super().lookup_nowait(parent, name)._replace(lasting_s=lasting_s)
+        except PathError as error:
+            error.lasting_s = lasting_s
+            raise
 
     def getattr_nowait(self, inode: int) -> Node:
-        self._check()
-        return super().getattr_nowait(inode)
+        return super().getattr_nowait(inode)._replace(lasting_s=self._check())
 
     def listing_nowait(self, inode: int, cookie: int = 0, *limits: int) -> list[Item]:
-        self._check()
-        return super().listing_nowait(inode, cookie, *limits)
+        lasting_s = self._check()
+        items = super().listing_nowait(inode, cookie, *limits)
+        return [item._replace(node=item.node._replace(lasting_s=lasting_s)) for item in items]
 
     def readlink_nowait(self, inode: int) -> bytes:
         self._check()

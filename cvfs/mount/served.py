@@ -93,6 +93,7 @@ class ServedMount:
             dev=settings.dev,
             executable=settings.exec,
             invalidation=request.invalidation,
+            is_fleeting=settings.strict_freshness,
         )
 
     def announce(self) -> str:

@@ -47,6 +47,10 @@ NO_EXPORT_SUPPORT: lookups of `.` and `..` by number are not answered. PASSTHROU
 """
 
 
+FLEETING_FLAGS: Final = READ_ONLY_FLAGS & ~InitFlag.EXPLICIT_INVAL_DATA | InitFlag.AUTO_INVAL_DATA
+"""With it the kernel looks at attributes before it gives out cached bytes, and asks if they hold no more."""
+
+
 class Offer(msgspec.Struct, frozen=True, gc=False):
     """struct fuse_init_in. `flags` has both words; the second is 0 where the first lacks INIT_EXT (before 7.36)."""
 
