@@ -1,7 +1,9 @@
 """Trust on real mounts: what is refused, what goes on, and what is said of it."""
 
+import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -94,14 +96,59 @@ def test_expired_goes_on_and_says_so(cvfs: Command, store: SmallStore, mnt: Path
     cvfs.ok("umount", mnt)
 
 
-def test_expired_strictly_is_an_error(cvfs: Command, store: SmallStore, mnt: Path) -> None:
-    engine = ("--engine", "pyfuse3")
-    cvfs.ok("mount", "--root", store.root, "--refresh", "0.3", "--strict-freshness", *engine, store.path, mnt)
-    expire(store, 3)
-    wait_until(lambda: cvfs.status(mnt)["state"] == "expired")
-    with pytest.raises(OSError, match="Input/output error"):
-        (mnt / "never-looked-up").stat()
-    expire(store, 3600)
-    wait_until(lambda: cvfs.status(mnt)["state"] == "ok")
-    assert (mnt / "file").read_bytes() == b"one"
+@pytest.mark.parametrize("engine", ["channel", "pyfuse3"])
+def test_expired_strictly_is_an_error_whatever_the_kernel_has_cached(
+    cvfs: Command, store: SmallStore, mnt: Path, engine: str
+) -> None:
+    store.publish({b"file": b"one", b"directory/below": b"two", b"link": "file"})
+    options = ("--root", store.root, "--refresh", "0.3", "--strict-freshness", "--engine", engine)
+    expire(store, 6)
+    cvfs.ok("mount", *options, store.path, mnt)
+    with open(mnt / "file", "rb") as file, scanning(mnt / "directory") as directory:
+
+        def look() -> list[object]:
+            return [
+                (mnt / "file").read_bytes(),
+                (mnt / "link").read_bytes(),
+                (mnt / "directory/below").stat().st_size,
+                sorted(os.listdir(mnt)),
+                os.listdir(directory),
+                os.readlink(mnt / "link"),
+                (mnt / "not-there").exists(),
+                os.pread(file.fileno(), 10, 0),
+            ]
+
+        seen = look()
+        assert seen == [b"one", b"one", 3, ["directory", "file", "link"], ["below"], "file", False, b"one"]
+        assert look() == seen
+        assert cvfs.status(mnt)["trust"]["expired"] is False
+        wait_until(lambda: cvfs.status(mnt)["state"] == "expired")
+        assert cvfs("status", mnt).returncode == 1
+        for question in (
+            (mnt / "file").read_bytes,
+            (mnt / "link").read_bytes,
+            (mnt / "directory/below").stat,
+            (mnt / "not-there").stat,
+            (mnt / "never-looked-up").stat,
+            lambda: os.listdir(mnt),
+            lambda: os.listdir(directory),
+            lambda: os.pread(file.fileno(), 10, 0),
+            mnt.stat,
+        ):
+            with pytest.raises(OSError, match="Input/output error"):
+                question()
+        (mnt.parent / "other").mkdir()
+        assert "was signed until" in cvfs.refused("mount", *options, store.path, mnt.parent / "other")
+        expire(store, 3600)
+        wait_until(lambda: cvfs.status(mnt)["state"] == "ok")
+        assert look() == seen
     cvfs.ok("umount", mnt)
+
+
+@contextmanager
+def scanning(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
