@@ -1,0 +1,75 @@
+"""A machine booted with systemd as its first process: the host's own files below an overlay, nothing of it kept."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.e2e.host import ROOT, TOKEN, run, wait_until
+
+_DEADLINE_S = 60.0
+_UP = (b"running\n", b"degraded\n")
+
+_START = """
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/upper" "$1/work" "$1/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
+shift
+exec systemd-nspawn "$@"
+"""
+
+
+class Booted:
+    """Call it to run a command in it. It sees `top` and the network of the host; its /etc, /var and /run are its own.
+
+    Whatever runs in it ends with it, and nothing of what it wrote stays.
+    """
+
+    def __init__(self, top: Path) -> None:
+        machine = top / "machine"
+        machine.mkdir()
+        binds = [Path("/dev/fuse"), Path("/dev/autofs"), Path(sys.prefix), Path(sys.base_prefix), ROOT, top]
+        words = [f"--bind={path}" for path in binds if path.exists()]
+        words += [f"--directory={machine}/root", "--quiet", "--keep-unit", "--register=no", "--link-journal=no"]
+        shell = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _START, "sh", machine]
+        with open(top / "boot.log", "wb") as log:
+            self._nspawn = subprocess.Popen(
+                [*shell, *words, "--boot"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={"PATH": os.environ["PATH"], TOKEN: str(top)},
+            )
+        try:
+            wait_until(lambda: self._leader() is not None, _DEADLINE_S)
+            wait_until(self._is_up, _DEADLINE_S)
+        except BaseException:
+            self.close()
+            raise
+
+    def _leader(self) -> int | None:
+        """The first process of the machine, as the host numbers it."""
+        assert self._nspawn.poll() is None, "the machine did not boot: see boot.log"
+        children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
+        return int(children[0]) if children else None
+
+    def _is_up(self) -> bool:
+        return self("systemctl", "is-system-running", check=False).stdout in _UP
+
+    def __call__(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[bytes]:
+        return run("nsenter", "--target", str(self._leader()), "--all", "--", *words, check=check)
+
+    def write(self, path: str, text: str) -> None:
+        """Make a file in it, and the directories above."""
+        script = 'mkdir -p "$(dirname "$1")" && printf %s "$2" > "$1"'
+        self("sh", "-c", script, "sh", path, text)
+
+    def journal(self) -> str:
+        return self("journalctl", "--no-pager", "--output=cat").stdout.decode(errors="replace")
+
+    def close(self) -> None:
+        if self._nspawn.poll() is None:
+            leader = self._leader()
+            os.kill(leader or self._nspawn.pid, signal.SIGKILL)
+        self._nspawn.wait(_DEADLINE_S)
