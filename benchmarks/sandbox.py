@@ -30,10 +30,8 @@ class Mount:
         return status
 
     def processes(self) -> list[int]:
-        """All processes of the mount: they share the session that its daemon made."""
-        session = os.getsid(self.status()["pid"])
-        numbers = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-        return [pid for pid in numbers if _session(pid) == session]
+        """All processes of the mount: its daemon, and what that has started."""
+        return _family(self.status()["pid"])
 
 
 class Sandbox:
@@ -130,8 +128,9 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _session(pid: int) -> int:
+def _family(pid: int) -> list[int]:
     try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return -1
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(member for child in children for member in _family(int(child)))]

@@ -50,6 +50,7 @@ def _get_ready(guess: str, connection: socket.socket) -> Template | None:
     """Import. The channel's template does it in a process of its own, beside this one."""
     if choose_engine(guess) != "channel":
         gc.disable()  # imports make no garbage: looking for it costs them a tenth of their time
+        import cvfs.transport  # noqa: I001 (first, as in `cvfs.mount.template`)
         import cvfs.mount.worker
 
         with contextlib.suppress(ImportError):  # then it says so when it is wanted

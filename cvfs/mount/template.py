@@ -19,6 +19,9 @@ def run(connection: socket.socket) -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the supervisor gets them too, and it decides
         signal.signal(ignored, signal.SIG_IGN)
     gc.disable()  # imports make no garbage: looking for it costs them a tenth of their time
+    # First what compiles large regular expressions: from inside of many imports, CPython 3.11 grows and shrinks its
+    # stack for each call of the compiler, which takes five times as long.
+    import cvfs.transport  # noqa: F401
     from cvfs.fuse.forking import run_template
     from cvfs.mount.heap import return_memory
     from cvfs.mount.request import decode_request
