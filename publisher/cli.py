@@ -110,6 +110,7 @@ def init_command(
 @click.option("--state", type=click.Path(path_type=Path), metavar="DIR", help="Where to remember what was published.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="If another publisher is at work.")
 @click.option("--dry-run", is_flag=True, help="Change nothing, only tell what would be done. Needs no keys.")
+@click.option("--accept-rollback", is_flag=True, help="Go on from an older revision than was published here before.")
 @keys_option
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 @_json
@@ -124,6 +125,7 @@ def publish_command(
     state: Path | None,
     wait: bool,
     dry_run: bool,
+    accept_rollback: bool,
     keys_dir: Path | None,
     quiet: bool,
     as_json: bool,
@@ -143,7 +145,8 @@ def publish_command(
     from publisher.summary import summary
 
     opened = open_store(store)
-    options = Options(parse_path(at), level, message, dry_run, exclusion(exclude), workers or os.cpu_count() or 1)
+    excluded, threads = exclusion(exclude), workers or os.cpu_count() or 1
+    options = Options(parse_path(at), level, message, dry_run, accept_rollback, excluded, threads)
     kept = state or state_directory(store, read_head(opened).manifest.repository)
     check_apart(tree, {"store": opened.path, "state directory": kept})
     keys = None if dry_run else find_keys(opened, keys_dir)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from itertools import count
 from typing import NamedTuple
 
+import msgspec
+
 from cvfs.errors import ConfigError, FormatError, StatusError, StoreError, TrustError
 from cvfs.format.blob import blob_path, seal, unseal
 from cvfs.format.history import ancestors_after
@@ -26,12 +28,34 @@ Signers = dict[str, list[Signer]]
 _ONLINE = ("targets", "snapshot", "timestamp")
 
 
+class Mark(msgspec.Struct, frozen=True):
+    """A revision that was the newest: its number, the id of its manifest, the versions that were signed for it."""
+
+    revision: int
+    manifest: str
+    targets: int
+    timestamp: int
+
+
 class Head(NamedTuple):
-    """The newest revision: what its manifest says, where it is, and the chain of signatures that leads to it."""
+    """The newest revision: what its manifest says, where it is, and the chain of signatures that leads to it.
+
+    `passed_over`: what is signed next has higher versions.
+    """
 
     manifest: Manifest
     blob: BlobRef
     chain: Chain
+    passed_over: int = 0
+
+    @property
+    def mark(self) -> Mark:
+        targets = sign.version_of(self.chain.bundle.targets)
+        return Mark(self.manifest.revision, self.blob.id.hex(), targets, self.chain.timestamp_version)
+
+    def version(self, data: bytes) -> int:
+        """Which version of some of the chain's metadata the next one has to be above."""
+        return max(sign.version_of(data), self.passed_over)
 
 
 def read_head(store: Store, root: bytes | None = None) -> Head:
@@ -116,7 +140,7 @@ def next_manifest(head: Head, root: Root, published_s: int, message: str = "") -
     )
 
 
-def advance(store: Store, head: Head, manifest: Manifest, signers: Signers, now_s: int) -> None:
+def advance(store: Store, head: Head, manifest: Manifest, signers: Signers, now_s: int) -> Mark:
     """The last step of a revision: all that `manifest` speaks of is stored; make it the head.
 
     Raises HeadMovedError if somebody else has moved it meanwhile, and StoreError.
@@ -127,16 +151,18 @@ def advance(store: Store, head: Head, manifest: Manifest, signers: Signers, now_
     def make(version: int) -> bytes:
         return sign.make_targets(version, ref, plain, now_s, signers["targets"], before)
 
-    swap(store, Head(manifest, ref, head.chain), make, signers, now_s)
+    return swap(store, head._replace(manifest=manifest, blob=ref), make, signers, now_s)
 
 
-def swap(store: Store, head: Head, make: Callable[[int], bytes], signers: Signers, now_s: int) -> None:
+def swap(store: Store, head: Head, make: Callable[[int], bytes], signers: Signers, now_s: int) -> Mark:
     """Sign targets, which `make` makes for a version, a snapshot and a timestamp, and move the head of the store there
     from the chain of `head`, whose manifest is the one that the targets name."""
     store.sync()
     bundle = head.chain.bundle
-    version, targets = add(store, "targets", sign.version_of(bundle.targets), make)
-    store.swap_head(bundle.timestamp, make_timestamp(store, head, version, targets, signers, now_s))
+    version, targets = add(store, "targets", head.version(bundle.targets), make)
+    timestamp = make_timestamp(store, head, version, targets, signers, now_s)
+    store.swap_head(bundle.timestamp, timestamp)
+    return Mark(head.manifest.revision, head.blob.id.hex(), version, sign.version_of(timestamp))
 
 
 def make_timestamp(
@@ -148,8 +174,8 @@ def make_timestamp(
     def make(version: int) -> bytes:
         return sign.make_snapshot(version, targets_version, targets, now_s, signers["snapshot"])
 
-    version, snapshot = add(store, "snapshot", sign.version_of(bundle.snapshot), make)
-    after, days = sign.version_of(bundle.timestamp) + 1, sign.days_of(bundle.timestamp)
+    version, snapshot = add(store, "snapshot", head.version(bundle.snapshot), make)
+    after, days = head.version(bundle.timestamp) + 1, sign.days_of(bundle.timestamp)
     ahead = Ahead(version, targets_version, head.blob, head.manifest.root)
     return sign.make_timestamp(after, version, snapshot, days, now_s, signers["timestamp"], ahead)
 

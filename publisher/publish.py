@@ -13,7 +13,7 @@ from cvfs.format.blob import DEFAULT_LEVEL
 from cvfs.format.tree import Root, Tree, build, diff, edit
 from cvfs.model import NO_CONTENT, BlobRef, Entry, Manifest, Record, split
 from publisher.graft import upserts
-from publisher.head import advance, keys_of, next_manifest, online_signers, read_head, read_own_head
+from publisher.head import Head, Signers, advance, keys_of, next_manifest, online_signers, read_head, read_own_head
 from publisher.heap import own_memory
 from publisher.history import Pages
 from publisher.index import BROKEN, Index, open_index, reset_index
@@ -25,6 +25,7 @@ from publisher.packing import Packing
 from publisher.pages import PageWriter
 from publisher.pipeline import Pipeline
 from publisher.read import BatchReader
+from publisher.remember import Memory
 from publisher.report import Changes, Counts, Report
 from publisher.scan import Scanner
 from publisher.stat_cache import StatCache
@@ -38,12 +39,16 @@ def _usable_cpus() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to publish. `at`: the path in the repository that becomes equal to the tree; b"" is all of it."""
+    """How to publish. `at`: the path in the repository that becomes equal to the tree; b"" is all of it.
+
+    `accepts_rollback`: go on from an older revision than this host knows of.
+    """
 
     at: bytes = b""
     level: int = DEFAULT_LEVEL
     message: str = ""
     is_dry_run: bool = False
+    accepts_rollback: bool = False
     excluded: Excluded | None = None
     workers: int = field(default_factory=_usable_cpus)
 
@@ -71,7 +76,7 @@ def publish(
 
     `state` keeps what makes the next publish quick. Nothing is visible to readers before all is stored; if nothing has
     changed, there is no new revision. Without `keys`, those in the usual place sign it; a dry run needs none. Raises
-    PublishError, StoreError, TrustError (the store is not ours), ConfigError (keys).
+    PublishError, StoreError, TrustError (the store is not ours, or was rolled back), ConfigError (keys).
     """
     try:
         return _publish(store, tree, state, options, published_s, watch, keys)
@@ -86,20 +91,20 @@ def _publish(
     started_s = time.monotonic()
     if options.is_dry_run:
         store = DryRunStore(store)
-        head, signers = read_head(store), {}
-    else:
-        keys = keys_of(store, keys)
-        head = read_own_head(store, keys)
-        signers = online_signers(keys, head.chain.bundle.root)  # now: a key that is missing must not cost an hour
+    head, signers = _parent(store, options, keys)
+    memory = Memory(state, store)
+    head = memory.check(head, accept=options.accepts_rollback)
     source = SourceTree(tree, options.excluded)
     try:
         with open_index(state, store.has_blob, keep=not options.is_dry_run) as index:
             publication = _Publication(store, head.manifest, source, index, options, published_s)
             root = publication.build(watch)
             changes = publication.changes(root)
-            is_published = changes.is_any and not options.is_dry_run
+            # After a rollback, clients have to see signatures with higher versions, whatever has changed.
+            is_published = (changes.is_any or head.passed_over > 0) and not options.is_dry_run
             if is_published:
-                advance(store, head, next_manifest(head, root, published_s, options.message), signers, published_s)
+                manifest = next_manifest(head, root, published_s, options.message)
+                memory.keep(advance(store, head, manifest, signers, published_s))
                 index.set_covered(root.page, root.level)
     finally:
         source.close()
@@ -113,6 +118,15 @@ def _publish(
         counts=publication.counts,
         seconds=time.monotonic() - started_s,
     )
+
+
+def _parent(store: Store, options: Options, keys: Keys | None) -> tuple[Head, Signers]:
+    """The newest revision, and the keys to sign the next one with: if one is missing, that must not cost an hour."""
+    if options.is_dry_run:
+        return read_head(store), {}
+    keys = keys_of(store, keys)
+    head = read_own_head(store, keys)
+    return head, online_signers(keys, head.chain.bundle.root)
 
 
 class _Publication:
