@@ -265,6 +265,10 @@ def _follow_chain(known: Bundle, fetch: Callable[[str, int], bytes], now_s: floa
 def _load(directory: Path, pin: Pin) -> tuple[Trusted | None, ConfigError | None]:
     """What was trusted before. Damaged, it is done without only where the pin says where to begin anew."""
     try:
+        state.check_owner(directory)
+    except ConfigError as error:
+        return None, error
+    try:
         trusted = state.load(directory)
         if trusted is not None:
             decode_manifest(trusted.manifest.encode())

@@ -11,12 +11,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from cvfs.errors import FormatError
+from cvfs.errors import ConfigError, FormatError
 from cvfs.trust.values import Bundle, Chain
 
 FILE = "trusted.json"
 _FORMAT = 1
 _MAX_BYTES = 16 << 20
+_REMEDY = "name another directory with --state-dir"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,20 @@ def make_trusted(chain: Chain, manifest: bytes, origin: str, root_ids: tuple[str
     )
 
 
+def check_owner(directory: Path) -> None:
+    """Raise ConfigError if somebody else may write to `directory`, to the one that it is in, or to the state in it, as
+    far as they are there: who can, decides what is trusted."""
+    for path in (directory.parent, directory, directory / FILE):
+        try:
+            status = os.stat(path)
+        except OSError:
+            return
+        if status.st_uid not in (os.geteuid(), 0):
+            raise ConfigError(f"{path} belongs to uid {status.st_uid}, who could decide what is trusted: {_REMEDY}")
+        if status.st_mode & 0o022:
+            raise ConfigError(f"others may write to {path}, and decide what is trusted: chmod go-w it, or {_REMEDY}")
+
+
 def load(directory: Path) -> Trusted | None:
     """The state kept in `directory`, None if there is none. Raises OSError, FormatError."""
     try:
@@ -89,7 +104,8 @@ def store(directory: Path, trusted: Trusted) -> None:
 
     Raises OSError.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in (directory.parent, directory):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(directory):
         try:
             kept = load(directory)
