@@ -128,6 +128,10 @@ class MountError(CvfsError):
     """The kernel, or the state of the mount point, does not allow the mount. Reaches only the command line."""
 
 
+class PartialError(CvfsError):
+    """Of work on many files some failed, and each was told of. Reaches only the command line."""
+
+
 class StoreError(CvfsError):
     """A publisher's store cannot be read or written, is not a store, or its head was moved by someone else."""
 

@@ -31,7 +31,7 @@ def command(url: str, paths: tuple[str, ...]) -> None:
 async def _cat(url: str, settings: Settings, paths: list[bytes]) -> None:
     from cvfs.file import File
     from cvfs.mount.client import open_repository
-    from cvfs.mount.walk import resolve
+    from cvfs.trees.walk import resolve
 
     async with open_repository(url, settings, settings.which) as client:
         for path in paths:

@@ -16,6 +16,9 @@ _COMMANDS = {
     "ls": ("List what a repository has, without a mount.", "ls_command"),
     "cat": ("Print files of a repository, without a mount.", "cat_command"),
     "cp": ("Copy files out of a repository, without a mount.", "cp_command"),
+    "export": ("Write a plain copy of a tree; resumable.", "export_command"),
+    "prefetch": ("Bring trees into the cache before they are used.", "prefetch_command"),
+    "cache": ("Look at the cache, check it, shrink it, keep things in it.", "cache_command"),
     "setup": ("Make mount.cvfs, units and completion known to the system.", "setup_command"),
 }
 """Name: what it does in one line (so that --help need not import it), and the module in this package."""

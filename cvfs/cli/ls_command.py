@@ -51,7 +51,7 @@ class _Lister:
 
     async def list(self, url: str, settings: Settings, path: bytes) -> None:
         from cvfs.mount.client import open_repository
-        from cvfs.mount.walk import resolve
+        from cvfs.trees.walk import resolve
 
         async with open_repository(url, settings, settings.which) as client:
             found = await resolve(client.repository, path, follow=not self._long or path.endswith(b"/"))
@@ -62,7 +62,7 @@ class _Lister:
 
     async def _list_directory(self, repository: "Repository", directory: bytes) -> None:
         from cvfs.model import join
-        from cvfs.mount.walk import list_runs
+        from cvfs.trees.walk import list_runs
 
         pending = [directory]
         while pending:

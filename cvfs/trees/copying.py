@@ -9,13 +9,14 @@ from contextlib import contextmanager
 
 import trio
 
-from cvfs.errors import PathError
+from cvfs.errors import CvfsError, PathError
 from cvfs.fetcher import Fetcher
 from cvfs.file import File
 from cvfs.format.tree.lookup import Found
 from cvfs.model import Entry
-from cvfs.mount.walk import list_runs
 from cvfs.repository import Repository
+from cvfs.trees.tally import Tally
+from cvfs.trees.walk import list_runs
 
 BLOCK_BYTES = 4 << 20
 PARALLEL = 16
@@ -27,15 +28,17 @@ _UNSUPPORTED = (errno.EPERM, errno.EACCES, errno.ENOTSUP)
 
 
 class Copier:
-    """Copies records of `repository`. `report(files, size_bytes)` is told of what was written.
+    """Copies records of `repository`; `tally` says how far it is.
 
     Owners are kept by root only, as by cp(1); set-id bits only with their owner. Extended attributes are kept where
-    the target can. Raises PathError with what the system said of the target, and what a read raises.
+    the target can. A file of a tree that cannot be read or written goes into the tally, and the others are copied. With
+    `resume` a regular file that the target has with the right size and time is taken for an earlier copy, and left.
     """
 
-    def __init__(self, repository: Repository, fetcher: Fetcher, report: Callable[[int, int], None]) -> None:
-        self._repository, self._fetcher, self._report = repository, fetcher, report
+    def __init__(self, repository: Repository, fetcher: Fetcher, tally: Tally, *, resume: bool = False) -> None:
+        self._repository, self._fetcher, self._tally, self._resume = repository, fetcher, tally, resume
         self._limiter = trio.CapacityLimiter(PARALLEL)
+        self._alone = False
         self._serial = 0
         self._first_names: dict[int, bytes] = {}
         self._other_names: list[tuple[bytes, bytes]] = []
@@ -43,13 +46,16 @@ class Copier:
 
     async def copy(self, found: Found, target: bytes) -> None:
         """`found`, with all below it if it is a directory, becomes `target`. What is there already is replaced name by
-        name, never a directory by something else."""
+        name, never a directory by something else. Raises PathError if a directory, or all there is to copy, cannot be
+        made, and what reading metadata raises."""
+        self._alone = not found.entry.is_directory
         async with trio.open_nursery() as nursery:
             await self._copy(nursery, found, target)
-        with _errors_of(target):
-            for first, other in self._other_names:
+        for first, other in self._other_names:
+            with self._errors_counted(other):
                 self._put(other, lambda temporary, first=first: os.link(first, temporary))  # type: ignore[misc]
-            for directory, entry in reversed(self._directories):
+        for directory, entry in reversed(self._directories):
+            with self._errors_counted(directory):
                 _set_attributes(directory, entry)
 
     async def _copy(self, nursery: trio.Nursery, found: Found, target: bytes) -> None:
@@ -80,8 +86,12 @@ class Copier:
         if entry.link_group:
             self._first_names[entry.link_group] = target
         if not entry.is_regular:
-            with _errors_of(target):
+            with self._errors_counted(target):
                 self._make_special(entry, target)
+            return
+        if self._resume and _is_copy(target, entry):
+            self._tally.present += 1
+            self._tally.add(1, entry.size)
             return
         slot = object()
         await self._limiter.acquire_on_behalf_of(slot)
@@ -90,11 +100,11 @@ class Copier:
     async def _copy_file(self, found: Found, target: bytes, slot: object) -> None:
         temporary = self._temporary(target)
         try:
-            with _errors_of(target), _new_file(temporary) as descriptor:
+            with self._errors_counted(target), _new_file(temporary) as descriptor:
                 await self._write(File(found, self._fetcher), descriptor)
                 _set_attributes(descriptor, found.entry)
                 os.rename(temporary, target)
-            self._report(1, 0)
+                self._tally.add(1, 0)
         finally:
             self._limiter.release_on_behalf_of(slot)
 
@@ -106,7 +116,7 @@ class Copier:
             block = await file.read(offset, BLOCK_BYTES)
             if block != _ZEROS:
                 await trio.to_thread.run_sync(_write_at, descriptor, block, offset)
-            self._report(0, len(block))
+            self._tally.add(0, len(block))
 
     def _make_special(self, entry: Entry, target: bytes) -> None:
         """A symbolic link, or a file that is no more than its inode."""
@@ -119,7 +129,7 @@ class Copier:
             _set_attributes(temporary, entry)
 
         self._put(target, make)
-        self._report(1, 0)
+        self._tally.add(1, 0)
 
     def _put(self, target: bytes, make: Callable[[bytes], None]) -> None:
         """Let `make` make a file of another name, then give it the name `target`."""
@@ -131,6 +141,16 @@ class Copier:
             # Also after success: rename(2) does nothing to two names of one file.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+    @contextmanager
+    def _errors_counted(self, target: bytes) -> Iterator[None]:
+        try:
+            with _errors_of(target):
+                yield
+        except CvfsError as error:
+            if self._alone:
+                raise
+            self._tally.fail(target, error)
 
     def _temporary(self, target: bytes) -> bytes:
         self._serial += 1
@@ -165,6 +185,16 @@ def _make_directory(path: bytes) -> None:
     except FileExistsError:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             raise
+
+
+def _is_copy(path: bytes, entry: Entry) -> bool:
+    """By rsync's rule: the same size and time."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    same = status.st_size == entry.size and status.st_mtime_ns == entry.mtime_ns
+    return same and stat.S_ISREG(status.st_mode)
 
 
 def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:

@@ -52,6 +52,20 @@ async def list_runs(repository: Repository, directory: bytes) -> AsyncIterator[t
         after = group.names[-1]
 
 
+async def list_tree(repository: Repository, top: Found) -> AsyncIterator[Found]:
+    """`top` and, if it is a directory, all below it; a directory before what it lists."""
+    yield top
+    pending = [top.record.path] if top.entry.is_directory else []
+    while pending:
+        below = []
+        async for run in list_runs(repository, pending.pop()):
+            for found in run:
+                yield found
+                if found.entry.is_directory:
+                    below.append(found.record.path)
+        pending += reversed(below)
+
+
 async def _find(repository: Repository, path: bytes) -> Found:
     return await repository.bring(lambda: repository.find_nowait(path))
 

@@ -1,0 +1,1 @@
+"""Whole trees of a repository without a mount: walked, copied out, brought into the cache."""
