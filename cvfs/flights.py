@@ -8,6 +8,13 @@ import trio
 
 T = TypeVar("T")
 
+LONG_S = 0.5
+"""A failure that took so long is told also to those who ask soon after it."""
+
+REMEMBER_S = 1.0
+"""How soon. The kernel asks for a page that could not be read once more, by itself and at once: without this, a reader
+waits for two deadlines."""
+
 
 class _Flight(Generic[T]):
     def __init__(self) -> None:
@@ -30,14 +37,16 @@ class Flights:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._flights: dict[Hashable, _Flight[Any]] = {}
+        self._crashed: dict[Hashable, tuple[float, _Flight[Any]]] = {}
 
     async def join(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
         """What `work()` returns or raises: it is begun unless it is already under way for `key`.
 
-        All that wait for one flight share its result, failures too. Raises trio.ClosedResourceError if the nursery was
-        cancelled before the end. Always a checkpoint; cancelled: the flight goes on.
+        All that wait for one flight share its result; a failure that took long is shared for `REMEMBER_S` more. Raises
+        trio.ClosedResourceError if the nursery was cancelled before the end. Always a checkpoint;
+        cancelled: the flight goes on.
         """
-        flight = self._flights.get(key)
+        flight = self._flights.get(key) or self._recently_crashed(key)
         if flight is None:
             flight = _Flight()
             self._nursery.start_soon(self._run, key, flight, work)
@@ -47,11 +56,21 @@ class Flights:
             raise flight.error.with_traceback(flight.traceback)  # each waiter begins with the same one
         return cast(T, flight.result)
 
+    def _recently_crashed(self, key: Hashable) -> _Flight[Any] | None:
+        if not self._crashed:
+            return None
+        now = trio.current_time()
+        self._crashed = {known: crash for known, crash in self._crashed.items() if now < crash[0]}
+        return self._crashed[key][1] if key in self._crashed else None
+
     async def _run(self, key: Hashable, flight: _Flight[T], work: Callable[[], Awaitable[T]]) -> None:
+        started = trio.current_time()
         try:
             flight.land(await work())
         except Exception as error:  # noqa: BLE001 - it is the waiters'
             flight.crash(error)
+            if trio.current_time() - started >= LONG_S:
+                self._crashed[key] = trio.current_time() + REMEMBER_S, flight
         finally:
             del self._flights[key]
             flight.landed.set()

@@ -64,7 +64,7 @@ class Rig:
     def __init__(self, mirrors: int = 1, groups: tuple[int, ...] = (1,), deadline: float = 30.0) -> None:
         self.sites = [Site(f"http://m{number}", number) for number in range(mirrors)]
         self.proxies = [
-            Proxy(f"p{group}{rank}", group, rank) for group, size in enumerate(groups) for rank in range(size)
+            Proxy(f"p{group}{rank}", group, rank, Health()) for group, size in enumerate(groups) for rank in range(size)
         ]
         self.routes = [Route(site, proxy, Health()) for proxy in self.proxies for site in self.sites]
         self.plan = self.new(deadline)

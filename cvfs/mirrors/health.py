@@ -38,7 +38,8 @@ _NEWEST = 0.3
 class Health:
     """Of one server by one way. `failing`: nothing good has come since the last failure."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+        self._patience_s = patience_s
         self.busy_until = 0.0
         self.last_error: TransportError | None = None
         self.latency_s: float | None = None
@@ -99,7 +100,7 @@ class Health:
         if not self.failing:
             self.failing, self._failing_since = True, now
         self._failures += 1
-        patience_s = PATIENCE_S if self.answered else BREAKER_AGE_S
+        patience_s = self._patience_s if self.answered else min(self._patience_s, BREAKER_AGE_S)
         persistent = self._failures >= BREAKER_FAILURES and now - self._failing_since >= patience_s
         if persistent and now >= self._open_until:  # not once more for each of many that failed together
             self._open_s = min(self._open_s * 2 or BREAKER_OPEN_S, BREAKER_MAX_OPEN_S)

@@ -16,7 +16,7 @@ from weakref import WeakSet
 import trio
 
 from cvfs.errors import ConfigError, IntegrityError, TransportError
-from cvfs.mirrors.health import FetchError, Health
+from cvfs.mirrors.health import PATIENCE_S, FetchError, Health
 from cvfs.mirrors.plan import Proxy, Route, Site
 from cvfs.transport import ENVIRONMENT, Transport, check_base_url, check_proxy, origin_of
 from cvfs.trust import names
@@ -78,7 +78,8 @@ class Network:
     a sibling of that does not hold it up.
 
     `proxies` are groups of addresses, DIRECT among them; none at all: what the environment says. The members of a group
-    share the load: each process has an order of its own. Raises ConfigError: an address that cannot be used.
+    share the load: each process has an order of its own. `patience_s` is for how long something that has answered
+    before may fail until reads are refused at once. Raises ConfigError: an address that cannot be used.
     """
 
     def __init__(
@@ -86,11 +87,13 @@ class Network:
         transport: Transport,
         proxies: Sequence[Sequence[str]] = (),
         *,
+        patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
         dice: Callable[[], float] = random.random,
     ) -> None:
         self.transport, self.clock, self.dice = transport, clock, dice
-        self.proxies = tuple(_make_proxies(proxies or [[ENVIRONMENT]], dice))
+        self._patience_s = patience_s
+        self.proxies = tuple(self._make_proxies(proxies or [[ENVIRONMENT]]))
         self.listeners: list[Callable[[], None]] = []
         """Called when something that had failed answers again."""
         self._healths: dict[tuple[str, Proxy], Health] = {}
@@ -137,8 +140,13 @@ class Network:
                 with trio.move_on_after(min(wake_up, self._measure_at) - now):
                     await self._disturbed.wait()
 
+    def _make_proxies(self, groups: Sequence[Sequence[str]]) -> Iterable[Proxy]:
+        for number, group in enumerate(groups):
+            for rank, address in enumerate(sorted(map(check_proxy, group), key=lambda _: self.dice())):
+                yield Proxy(address, number, rank, Health(self._patience_s))
+
     def _route(self, site: Site, proxy: Proxy) -> Route:
-        health = self._healths.setdefault((origin_of(site.url), proxy), Health())
+        health = self._healths.setdefault((origin_of(site.url), proxy), Health(self._patience_s))
         return Route(site, proxy, health)
 
     def _probe_due(self, now: float, nursery: trio.Nursery) -> float:
@@ -221,12 +229,6 @@ def by_proxy(route: Route) -> str:
 
 def _proxy_order(way: Route) -> tuple[bool, int, int]:
     return way.is_failing, way.proxy.group, way.proxy.rank
-
-
-def _make_proxies(groups: Sequence[Sequence[str]], dice: Callable[[], float]) -> Iterable[Proxy]:
-    for number, group in enumerate(groups):
-        for rank, address in enumerate(sorted(map(check_proxy, group), key=lambda _: dice())):
-            yield Proxy(address, number, rank)
 
 
 def describe(routes: Routes, used: Route | None, now: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ the next one when every way through it has failed.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from cvfs.errors import ProxyError, StatusError, TooSlowError
@@ -38,7 +38,7 @@ class Proxy:
     address: str
     group: int
     rank: int
-    health: Health = field(default_factory=Health)
+    health: Health
 
 
 @dataclass(slots=True, eq=False)

@@ -103,7 +103,7 @@ class Ground:
     def network(self, settings: Settings) -> Network:
         """The network as `settings` want it used; what is learned of it is shared. Raises ConfigError."""
         ca, credentials = settings.ca, settings.credentials
-        key = settings.proxies, ca, credentials, settings.connect_deadline_s
+        key = settings.proxies, ca, credentials, settings.connect_deadline_s, settings.deadline_s
         if key not in self.networks:
             transport = Transport(
                 user_agent=f"cvfs/{cvfs.__version__}",
@@ -112,7 +112,7 @@ class Ground:
                 credentials=None if credentials is None else load_credentials(credentials),
             )
             self.until_closed.callback(transport.close)
-            self.networks[key] = Network(transport, settings.proxies)
+            self.networks[key] = Network(transport, settings.proxies, patience_s=settings.deadline_s / 3)
             self.nursery.start_soon(self.networks[key].watch)
         return self.networks[key]
 

@@ -22,8 +22,7 @@ _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3}) ?(.*)")
 
 def translate(error: BaseException, attempt: Attempt, proxy: str | None) -> TransportError:
     """Our error for `error`, with which `attempt` by way of `proxy` has ended."""
-    cause = _find_cause(error)
-    timed_out = isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError)
+    cause, timed_out = _find_cause(error), is_timeout(error)
     if proxy and not attempt.reached:
         return ProxyError(attempt.url, proxy, "no connection within the time allowed" if timed_out else describe(cause))
     if attempt.is_late() or (timed_out and attempt.connected):
@@ -41,6 +40,11 @@ def _tunnel_error(url: str, proxy: str, status: int, reason: str) -> TransportEr
     if status == 407:
         return ProxyError(url, proxy, f"HTTP 407 {reason}")
     return StatusError(url, status, f"{reason} from the proxy {proxy}")
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether somebody waited in vain, our side or the kernel."""
+    return isinstance(_find_cause(error), TimeoutError | urllib3.exceptions.TimeoutError)
 
 
 def _find_cause(error: BaseException) -> BaseException:

@@ -19,7 +19,7 @@ from cvfs.transport.attempt import Attempt
 from cvfs.transport.connect import Connector
 from cvfs.transport.connections import Adapter, check_ca_file, current
 from cvfs.transport.credentials import Credentials
-from cvfs.transport.failures import FOREIGN_ERRORS, translate
+from cvfs.transport.failures import FOREIGN_ERRORS, is_timeout, translate
 from cvfs.transport.url import DIRECT, ENVIRONMENT, find_redirect, origin_of
 
 MAX_REDIRECTS = 5
@@ -81,10 +81,10 @@ class Http:
     def _send(self, url: str, attempt: Attempt, headers: dict[str, str], proxies: dict[str, str]) -> requests.Response:
         try:
             return self._send_once(url, attempt, headers, proxies)
-        except requests.ConnectionError:
+        except requests.ConnectionError as error:
             # A connection that was kept alive may be closed by the other side just as it is taken up again. That says
             # nothing of the server, so it is no retry of the kind that only `cvfs.mirrors` makes.
-            if not attempt.reuses:
+            if not attempt.reuses or is_timeout(error):
                 raise
         return self._send_once(url, attempt, headers, proxies)
 

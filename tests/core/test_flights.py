@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from cvfs.flights import Flights, Room
+from cvfs.flights import REMEMBER_S, Flights, Room
 
 
 def run(work: Callable[[Flights, trio.Nursery], Awaitable[None]]) -> None:
@@ -164,3 +164,30 @@ def test_cancelled_wait_takes_no_room() -> None:
             await room.take(10)
 
     trio.run(main)
+
+
+def test_a_failure_that_took_long_is_told_to_who_asks_at_once() -> None:
+    """The kernel does: a page that was not read ahead it asks for once more."""
+    begun = []
+
+    async def fail_after(seconds: float) -> None:
+        begun.append(seconds)
+        await trio.sleep(seconds)
+        raise OSError("no")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            flights = Flights(nursery)
+            for seconds, times in ((0.4, 3), (30.0, 1)):
+                begun.clear()
+                for _ in range(3):
+                    with pytest.raises(OSError, match="no"):
+                        await flights.join("key", lambda seconds=seconds: fail_after(seconds))
+                assert len(begun) == times
+            await trio.sleep(REMEMBER_S)
+            with pytest.raises(OSError, match="no"):
+                await flights.join("key", lambda: fail_after(30.0))
+            assert len(begun) == 2
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
