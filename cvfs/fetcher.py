@@ -146,9 +146,13 @@ class Fetcher:
             self._pages.put(ref.id, known, _weight(known.page))
         return known.page
 
+    def pages_in_memory(self) -> list[Digest]:
+        """The ids of the pages that need not be read from the cache now."""
+        return list(self._pages)
+
     async def touch_pages(self) -> None:
         """Note in the cache that what is in memory is used: it is not read from there for as long."""
-        for page_id in list(self._pages):
+        for page_id in self.pages_in_memory():
             await self._in_thread(self._cache.blobs.touch, page_id)
 
     def _known_nowait(self, ref: BlobRef) -> "_Known":

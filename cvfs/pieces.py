@@ -16,6 +16,9 @@ from cvfs.format.locations import resolve
 from cvfs.format.pages import Leaf
 from cvfs.model import BlobRef, Content, Digest, Entry, Location
 
+_BATCH_BYTES = 2 << 20
+"""Most packs of small files are one batch."""
+
 
 class Piece(NamedTuple):
     """A whole small object, or one chunk of a large one: `location.length` bytes whose BLAKE3 is `id`.
@@ -119,10 +122,25 @@ def store(cache: Cache, pieces: Iterable[Piece], plain: bytes) -> list[Integrity
             wrong.append(error)
             continue
         right.append((piece, data))
-    with cache.quota.room([len(data) for _, data in right]) as room:
-        for piece, data in right:
-            room.fill(len(data), partial(_put, cache, piece, data))
+    for batch in _batches(right):
+        with cache.quota.room([len(data) for _, data in batch]) as room:
+            for piece, data in batch:
+                room.fill(len(data), partial(_put, cache, piece, data))
     return wrong
+
+
+def _batches(pieces: list[tuple[Piece, memoryview]]) -> Iterator[list[tuple[Piece, memoryview]]]:
+    """Runs for which room is reserved at once: so large that it costs nothing, so small that they fit in any cache."""
+    batch: list[tuple[Piece, memoryview]] = []
+    size = 0
+    for piece, data in pieces:
+        if batch and size + len(data) > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append((piece, data))
+        size += len(data)
+    if batch:
+        yield batch
 
 
 def _put(cache: Cache, piece: Piece, data: memoryview) -> None:

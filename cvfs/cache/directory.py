@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
+import shutil
 import stat
+import threading
 from pathlib import Path
 
 from cvfs.errors import CacheError, CacheFullError, ConfigError
@@ -12,6 +14,8 @@ LAYOUT = 1
 """The version of the layout below the directory; a directory of another version is left alone and refused."""
 
 _MARKER = "CVFS-CACHE"
+_PINS = "pins"
+_RETIRED = ".old-"
 
 
 def default_directory() -> Path:
@@ -73,10 +77,28 @@ class CacheDirectory:
             return
         except OSError as error:
             raise ConfigError(f"cannot read the cache {self.path}: {error.strerror}") from None
-        if found and found != str(LAYOUT):
-            raise ConfigError(
-                f"the cache {self.path} has layout {found[:20]!r}, not {LAYOUT}: name another with --cache"
-            )
+        if found == str(LAYOUT):
+            return
+        if found.isascii() and found.isdecimal() and int(found) > LAYOUT:
+            newer = f"has layout {found[:20]}, which is newer than {LAYOUT}"
+            raise ConfigError(f"the cache {self.path} {newer}: name another with --cache")
+        self._mend(marker, is_older=found.isdecimal())
+
+    def _mend(self, marker: Path, *, is_older: bool) -> None:
+        """Go on with a cache of an older layout, or one whose marker was torn when the power failed."""
+        with contextlib.suppress(OSError):
+            if is_older:
+                self._retire()
+            _write_marker(marker)
+
+    def _retire(self) -> None:
+        """Move what an older version has stored out of the way, and remove it in the background: it can be had anew."""
+        old = self.path / f"{_RETIRED}{os.urandom(4).hex()}"
+        old.mkdir(mode=0o700)
+        for entry in os.listdir(self.path):
+            if entry not in (_MARKER, _PINS) and not entry.startswith(_RETIRED):
+                (self.path / entry).rename(old / entry)
+        threading.Thread(target=shutil.rmtree, args=(old, True), daemon=True).start()
 
     def _mark(self, marker: Path) -> None:
         with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from cvfs.cache.directory import CacheDirectory, as_cache_error
 from cvfs.cache.files import remove_leftovers
 from cvfs.cache.ledger import KINDS, Change, Ledger, Sums, boot_id
 from cvfs.cache.pins import Pins
-from cvfs.errors import CacheFullError
+from cvfs.errors import CacheError, CacheFullError
 from cvfs.model import Digest
 
 DEFAULT_LIMIT_BYTES = 20_000_000_000
@@ -161,6 +161,13 @@ class Quota:
         if self._limits.cache_limit is None:
             limit = min(limit, int(DEFAULT_SHARE * (space.free + sums.total)))
         return Use(limit, used, metadata, space.free, _part(self._limits.keep_free, space))
+
+    def status(self) -> dict[str, int | None]:
+        """As `use`, for whoever asks a mount; nothing if the disk fails."""
+        try:
+            return {**self.use()._asdict(), "evicted_bytes": self.evicted_bytes}
+        except CacheError:
+            return {}
 
     def maintain(self) -> None:
         """Count again if the sums are unknown, old or implausible; then evict what is too much. To be called now and

@@ -9,6 +9,7 @@ from cvfs.cache import Cache
 from cvfs.cache.directory import CacheDirectory, default_directory
 from cvfs.errors import ConfigError
 from tests.cache.disks import needs_root, remount, small_disk
+from tests.command import wait_until
 from tests.publisher.stores import environment
 
 
@@ -20,12 +21,30 @@ def test_is_made_private_and_marked(tmp_path: Path) -> None:
     CacheDirectory(directory.path)
 
 
-@pytest.mark.parametrize("content", ["2\n", "garbage\xff"])
-def test_another_layout_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
-    (tmp_path / "CVFS-CACHE").write_text(content, "latin-1")
+def test_newer_layout_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "CVFS-CACHE").write_text("2\n")
     with pytest.raises(ConfigError, match="layout"):
         Cache(tmp_path)
     assert os.listdir(tmp_path) == ["CVFS-CACHE"]
+
+
+@pytest.mark.parametrize("marker", [b"", b"\0\0", b"garbage\xff"])
+def test_torn_marker_is_written_anew_and_nothing_lost(tmp_path: Path, marker: bytes) -> None:
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "CVFS-CACHE").write_bytes(marker)
+    CacheDirectory(tmp_path)
+    assert (tmp_path / "CVFS-CACHE").read_text() == "1\n"
+    assert sorted(os.listdir(tmp_path)) == ["CVFS-CACHE", "objects"]
+
+
+def test_older_layout_is_moved_aside_and_removed_in_the_background(tmp_path: Path) -> None:
+    (tmp_path / "objects/ab").mkdir(parents=True)
+    (tmp_path / "pins").mkdir()
+    (tmp_path / "CVFS-CACHE").write_text("0\n")
+    CacheDirectory(tmp_path)
+    assert (tmp_path / "CVFS-CACHE").read_text() == "1\n"
+    assert not (tmp_path / "objects").exists()
+    wait_until(lambda: sorted(os.listdir(tmp_path)) == ["CVFS-CACHE", "pins"])
 
 
 def test_directory_of_other_things_is_refused_and_left_alone(tmp_path: Path) -> None:

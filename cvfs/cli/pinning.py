@@ -1,0 +1,117 @@
+"""What is behind `cvfs cache pin` and `unpin`."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from cvfs.cli import common
+from cvfs.cli.located import find_repository
+from cvfs.cli.tree_progress import Expect, check, watching
+from cvfs.config import Settings
+from cvfs.errors import CacheFullError, ConfigError
+from cvfs.terminal import show_count, show_size
+
+if TYPE_CHECKING:
+    from cvfs.format.tree.lookup import Found
+    from cvfs.mount.client import Client
+    from cvfs.trees.tally import Tally
+
+PINNED_SHARE = 0.75
+"""Of the limit, at most, may be pinned: what is left is turned over the faster."""
+
+
+def pin_paths(url: str, paths: Sequence[str], *, quiet: bool) -> None:
+    """Pin, then bring what is pinned. Raises CacheFullError: it is too much; nothing has changed then."""
+    common.setup_quiet_logging()
+    url, paths = find_repository(url, paths)
+    location, settings = common.locate(url)
+    with watching("Fetching", quiet=quiet) as (tally, expect):
+        common.run(lambda: _pin(location, settings, paths or ("/",), tally, expect))
+    if not quiet:
+        click.echo(f"{show_count(tally.files, 'file')}, {show_size(tally.size_bytes)} are pinned")
+    check(tally, "run it again to go on")
+
+
+def unpin_paths(url: str, paths: Sequence[str]) -> None:
+    """Raises ConfigError: one of them is not pinned."""
+    url, paths = find_repository(url, paths)
+    location, settings = common.locate(url)
+    common.run(lambda: _unpin(location, settings, paths or ("/",)))
+
+
+async def _pin(url: str, settings: Settings, paths: Sequence[str], tally: "Tally", expect: Expect) -> None:
+    from cvfs.mount.client import open_repository
+    from cvfs.trees.prefetching import Prefetcher
+    from cvfs.trees.walk import resolve
+
+    async with open_repository(url, settings, settings.which) as client:
+        tops = [await resolve(client.repository, common.path_bytes(path)) for path in paths]
+        lists = [await _list(client, top) for top in tops]
+        expect(sum(each.size_bytes for each in lists))
+        _check_size(client, {top.record.path for top in tops}, sum(each.size_bytes for each in lists))
+        for top, each in zip(tops, lists, strict=True):
+            about = {"url": url, "revision": client.repository.manifest.revision}
+            about |= {"files": each.files, "bytes": each.size_bytes}
+            name = client.repository.manifest.repository
+            client.cache.quota.pins.put(name, top.record.path, each.ids, about)
+        prefetcher = Prefetcher(client.repository, client.fetcher, tally)
+        for top in tops:
+            await prefetcher.bring(top)
+
+
+async def _unpin(url: str, settings: Settings, paths: Sequence[str]) -> None:
+    from cvfs.mount.client import open_repository
+
+    async with open_repository(url, settings, settings.which) as client:
+        name = client.repository.manifest.repository
+        for path in paths:
+            if not client.cache.quota.pins.remove(name, _plain(path)):
+                raise ConfigError(f"{path!r} of {name} is not pinned: `cvfs cache info` lists what is")
+
+
+def _plain(path: str) -> bytes:
+    """As records have it. What is unpinned need not exist any more, so it cannot be looked up."""
+    return b"/".join(part for part in common.path_bytes(path).split(b"/") if part not in (b"", b"."))
+
+
+class _List:
+    """The ids of all that it takes to read what is at `top` and below, metadata too."""
+
+    def __init__(self) -> None:
+        self.ids: set[bytes] = set()
+        self.files = self.size_bytes = 0
+
+    def add(self, found: "Found") -> None:
+        from cvfs.cache.large import recipe_of
+
+        entry, content = found.entry, found.record.content
+        self.ids.add(found.page.id)
+        if not entry.is_regular:
+            return
+        self.files += 1
+        self.size_bytes += entry.size
+        self.ids.update(page.id for _, page in content.location_pages)
+        is_large = content.location_pages or any(each.chunk_id for each in content.locations)
+        self.ids.add(recipe_of(entry, content) if is_large else entry.content_id)
+
+
+async def _list(client: "Client", top: "Found") -> _List:
+    from cvfs.trees.walk import list_tree
+
+    found = _List()
+    async for each in list_tree(client.repository, top):
+        found.add(each)
+    found.ids.update({client.repository.manifest.root.id, *client.fetcher.pages_in_memory()})
+    return found
+
+
+def _check_size(client: "Client", paths: set[bytes], size_bytes: int) -> None:
+    replaced = {(client.repository.manifest.repository, os.fsdecode(path)) for path in paths}
+    others = [pin for pin in client.cache.quota.pins.all() if (pin["repository"], pin["path"]) not in replaced]
+    pinned = sum(pin["bytes"] for pin in others)
+    most = int(client.cache.quota.use().limit_bytes * PINNED_SHARE)
+    if pinned + size_bytes > most:
+        what = f"{show_size(size_bytes)} more than the {show_size(pinned)} that are pinned"
+        raise CacheFullError(f"cannot pin {what}: at most {show_size(most)} may be; raise --cache-limit")
