@@ -154,6 +154,29 @@ def test_worker_that_hangs_is_replaced(host: Host, filled: Store) -> None:
     host.umount(mount)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_kernel_that_cannot_repeat_requests(host: Host, filled: Store, count: int) -> None:
+    """As Linux before 6.9: whoever waits gets an error, never nothing, and the mount is there again at once."""
+    host.environment |= {"CVFS_NO_RESEND": "1"}
+    with FaultyServer(filled.path) as server:
+        mount = host.mount(server.url, "--workers", str(count))
+        wait_until(lambda: len(workers(supervisor_of(host, mount))) == count)
+        supervisor = supervisor_of(host, mount)
+        server.misbehave(hang)
+        reader = subprocess.Popen(["cat", mount / "large"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(lambda: "READ" in host.status(mount)["requests"])
+        server.recover()
+        kill(host.status(mount)["worker_pid"])
+        assert reader.wait(10) == 1
+        wait_until(lambda: _reads(mount / "d1/f1"))
+        assert (mount / "large").read_bytes() == LARGE
+        assert (supervisor_of(host, mount), host.status(mount)["restarts"]) == (supervisor, 1)
+        wait_until(lambda: len(workers(supervisor)) == count)
+        assert "mounting anew" in host.log()
+        host.umount(mount)
+        assert str(mount) not in Path("/proc/self/mountinfo").read_text()
+
+
 def _is_idle(pid: int) -> bool:
     """Whether a process has slept for half a second without any wake-up."""
     before = _switches(pid)
