@@ -1,5 +1,6 @@
 """A machine booted with systemd as its first process: the host's own files below an overlay, nothing of it kept."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from tests.e2e.host import ROOT, TOKEN, run, wait_until
 
 _DEADLINE_S = 60.0
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _UP = (b"running\n", b"degraded\n")
 
 _START = """
@@ -27,19 +29,21 @@ class Booted:
     """
 
     def __init__(self, top: Path) -> None:
+        self._top = top
         machine = top / "machine"
         machine.mkdir()
-        binds = [Path("/dev/fuse"), Path("/dev/autofs"), Path(sys.prefix), Path(sys.base_prefix), ROOT, top]
-        words = [f"--bind={path}" for path in binds if path.exists()]
+        words = [f"--bind={path}" for path in ("/dev/fuse", "/dev/autofs") if Path(path).exists()]
+        # Not to be written to: a machine that boots cleans up its /tmp, where they may be.
+        words += [f"--bind-ro={path}" for path in {sys.prefix, sys.base_prefix, ROOT, top}]
         words += [f"--directory={machine}/root", "--quiet", "--keep-unit", "--register=no", "--link-journal=no"]
         shell = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _START, "sh", machine]
         with open(top / "boot.log", "wb") as log:
             self._nspawn = subprocess.Popen(
-                [*shell, *words, "--boot"],
+                [*shell, *words, "--boot", "--", "--unit=basic.target"],  # the services of the host are no part of it
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={"PATH": os.environ["PATH"], TOKEN: str(top)},
+                env={"PATH": _PATH, TOKEN: str(top)},
             )
         try:
             wait_until(lambda: self._leader() is not None, _DEADLINE_S)
@@ -58,7 +62,9 @@ class Booted:
         return self("systemctl", "is-system-running", check=False).stdout in _UP
 
     def __call__(self, *words: str | Path, check: bool = True) -> subprocess.CompletedProcess[bytes]:
-        return run("nsenter", "--target", str(self._leader()), "--all", "--", *words, check=check)
+        """Run a command in it, with nothing of the test's environment."""
+        enter = ("nsenter", "--target", str(self._leader()), "--all", "--")
+        return run(*enter, *words, check=check, env={"PATH": _PATH, "HOME": "/root", "LANG": "C.UTF-8"})
 
     def write(self, path: str, text: str) -> None:
         """Make a file in it, and the directories above."""
@@ -69,7 +75,10 @@ class Booted:
         return self("journalctl", "--no-pager", "--output=cat").stdout.decode(errors="replace")
 
     def close(self) -> None:
+        """End it at once; its journal stays below `top`, for who looks into a failure."""
         if self._nspawn.poll() is None:
+            with contextlib.suppress(AssertionError):
+                (self._top / "journal.log").write_text(self.journal())
             leader = self._leader()
             os.kill(leader or self._nspawn.pid, signal.SIGKILL)
         self._nspawn.wait(_DEADLINE_S)
