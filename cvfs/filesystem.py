@@ -263,4 +263,6 @@ def _stored_bytes(entry: Entry, content: WireContent | None) -> int:
         return 0
     if content.location_pages:
         return entry.size
+    if len(content.locations) == 1:
+        return content.locations[0].length
     return sum(location.length for location in content.locations)

@@ -58,12 +58,10 @@ class Repository:
     def located_nowait(self, place: Place) -> Found:
         """The record at a place that the inode index gave."""
         leaf = self.leaf_nowait(place.page)
-        position = place.position
-        for number, group in enumerate(leaf.groups):
-            if position < len(group.entries):
-                return Found(place.page, leaf, number, position)
-            position -= len(group.entries)
-        raise PathError(errno.ESTALE)
+        at = leaf.numbered(place.position)
+        if at is None:
+            raise PathError(errno.ESTALE)
+        return Found(place.page, leaf, *at)
 
     def leaf_nowait(self, ref: BlobRef) -> Leaf:
         page: Page = self.fetcher.page_nowait(ref)

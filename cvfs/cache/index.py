@@ -13,6 +13,7 @@ import threading
 from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from cvfs.cache import inode_table
@@ -110,12 +111,21 @@ class InodeIndex:
         page = self._leaves.number(owner)
         if page is None:
             page = self._leaves.add(owner)
-        seed, position = owner[0], 0
+        seed, every = owner[0], list(chain.from_iterable(identities))
         is_ours = partial(self._owns, seed)
-        for group in identities:
-            for identity in group:
-                self._put(seed, page, position, identity, is_ours)
-                position += 1
+        for position in self._put_free(page, every):
+            self._put(seed, page, position, every[position], is_ours)
+
+    def _put_free(self, page: int, identities: Sequence[Identity]) -> Sequence[int]:
+        """Put what meets nothing else; the positions of the rest. A leaf is either new or known, so it is all or
+        nothing of one, mostly."""
+        if self._contested:
+            return range(len(identities))
+        while True:
+            try:
+                return self._table.put_all(page, identities)
+            except Full:
+                self._grow()
 
     def _put(self, seed: int, page: int, position: int, identity: Identity, is_ours: Callable[[int], bool]) -> None:
         number = self.resolve(seed, identity)

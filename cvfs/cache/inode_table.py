@@ -9,7 +9,7 @@ thousand keys in a thousand random places, and a copy-on-write tree rewrites a p
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -100,6 +100,30 @@ class InodeTable:
             return True
         raise Full
 
+    def put_all(self, page: int, identities: Sequence[tuple[int, int]]) -> list[int]:
+        """Put the records of a page, (number, check) of each in its order, where their numbers are free.
+
+        The positions of those whose numbers are taken: `put` knows what to do with them. Raises Full: all are to be
+        put again, into a larger table.
+        """
+        self._check_room(len(identities))
+        unpack, pack, buffer, mask = _SLOT.unpack_from, _SLOT.pack_into, self._map, self._mask
+        taken = []
+        for position, (number, check) in enumerate(identities):
+            for place in range(number, number + self.capacity):
+                offset = _HEADER_BYTES + (place & mask) * 16
+                found, used, _, _ = unpack(buffer, offset)
+                if not used:
+                    pack(buffer, offset, number, page + 1, position, check)
+                    break
+                if found == number:
+                    taken.append(position)
+                    break
+            else:
+                raise Full
+        _U64.pack_into(buffer, _COUNT_AT, self.count + len(identities) - len(taken))
+        return taken
+
     def slots(self) -> Iterator[Slot]:
         """All slots that are taken."""
         return (Slot(number, page - 1, position, check) for number, page, position, check in self._taken())
@@ -142,10 +166,12 @@ class InodeTable:
         self._map.madvise(mmap.MADV_DONTNEED)
 
     def _count_one(self) -> None:
-        count = self.count + 1
-        if count > self.capacity * 5 // 8:  # so a search soon meets a free slot
+        self._check_room(1)
+        _U64.pack_into(self._map, _COUNT_AT, self.count + 1)
+
+    def _check_room(self, more: int) -> None:
+        if self.count + more > self.capacity * 5 // 8:  # so a search soon meets a free slot
             raise Full
-        _U64.pack_into(self._map, _COUNT_AT, count)
 
 
 def size_of(capacity: int) -> int:

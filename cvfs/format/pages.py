@@ -3,9 +3,9 @@
 A page is refused unless it is exactly what the encoder here would have written.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from operator import attrgetter
 from typing import Annotated, Any, NamedTuple
 
@@ -57,13 +57,23 @@ class Group(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """A page of level 0: records in key order. `orders[i]` belongs to `groups[i]`; contents point into `packs`."""
+    """A page of level 0: records in key order. `orders[i]` belongs to `groups[i]`; contents point into `packs`.
+
+    `starts[i]` is how many records stand before `groups[i]`.
+    """
 
     packs: tuple[BlobRef, ...]
     groups: list[Group]
     orders: list[bytes]
     first_key: Key
     last_key: Key
+    starts: Sequence[int] = (0,)
+
+    def numbered(self, position: int) -> tuple[int, int] | None:
+        """Where record number `position` stands, as (group, index); None if there are not so many."""
+        number = bisect_right(self.starts, position) - 1
+        index = position - self.starts[number]
+        return (number, index) if 0 <= index < len(self.groups[number].entries) else None
 
     def position(self, key: Key) -> tuple[int, int]:
         """The first record not before `key`, as (group, index); (len(groups), 0) if all are before it."""
@@ -192,7 +202,8 @@ def _read_leaf(wire: _WireLeaf) -> Leaf:
                 packs.content(entry, content)
     packs.finish()
     first, last = groups[0], groups[-1]
-    return Leaf(wire.packs, groups, orders, Key(orders[0], first.names[0]), Key(orders[-1], last.names[-1]))
+    starts = list(accumulate([len(group.entries) for group in groups[:-1]], initial=0))
+    return Leaf(wire.packs, groups, orders, Key(orders[0], first.names[0]), Key(orders[-1], last.names[-1]), starts)
 
 
 def _check_group(group: Group) -> None:

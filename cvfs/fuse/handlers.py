@@ -147,19 +147,9 @@ def _done(request: Request) -> Reply:
 
 def encode_node(node: Node) -> Attr:
     """What the kernel is told of an inode."""
-    entry = node.entry
-    return replies.encode_attr(
-        ino=node.inode,
-        mode=entry.mode,
-        nlink=entry.nlink,
-        uid=entry.uid,
-        gid=entry.gid,
-        rdev=entry.rdev,
-        size=node.size,
-        blocks=node.blocks,
-        block_size=BLOCK_BYTES,
-        mtime_ns=entry.mtime_ns,
-    )
+    inode, entry, size, blocks, _ = node
+    mode, uid, gid, rdev = entry.mode, entry.uid, entry.gid, entry.rdev
+    return replies.encode_attr(inode, mode, entry.nlink, uid, gid, rdev, size, blocks, BLOCK_BYTES, entry.mtime_ns)
 
 
 def _dirent(item: Item) -> bytes:
@@ -168,8 +158,7 @@ def _dirent(item: Item) -> bytes:
 
 def _direntplus(item: Item) -> bytes:
     """Of `.` and `..` the kernel takes the name alone; with node 0 it need not be told more."""
-    node = 0 if item.name in _DOTS else item.node.inode
-    kind = item.node.entry.mode >> 12
-    return replies.encode_direntplus(
-        item.name, node, kind, item.cookie, encode_node(item.node), _validity(item.node.lasting_s)
-    )
+    name, node, cookie = item
+    number = 0 if name in _DOTS else node.inode
+    validity = _FOREVER if node.lasting_s is None else _validity(node.lasting_s)
+    return replies.encode_direntplus(name, number, node.entry.mode >> 12, cookie, encode_node(node), validity)

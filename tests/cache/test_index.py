@@ -295,7 +295,7 @@ def test_full_disk_keeps_the_index_in_memory(tmp_path: Path, size: str, caplog: 
         numbers |= {serial: adopt(index, serial, 1000) for serial in range(3, 60)}
         for serial, found in numbers.items():
             check(index, serial, found)
-        check(other, 1000, adopt(other, 1000))
+        check(other, 1000, adopt(other, 1000, 1000))
         assert sum("kept in memory" in record.message for record in caplog.records) in (2, 3)
         index.close()
         other.close()

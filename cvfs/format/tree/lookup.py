@@ -2,8 +2,9 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from cvfs.errors import FormatError
 from cvfs.format.pages import Group, Inner, Key, Leaf, Page, key_of
@@ -32,8 +33,7 @@ class Ref(NamedTuple):
     end: Key
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, gc=False):
     """A record where it stands: `index` in `group`, group number `number` of `leaf`."""
 
     page: BlobRef

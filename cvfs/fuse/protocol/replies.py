@@ -81,7 +81,6 @@ def encode_error(unique: int, number: int) -> bytes:
 
 
 def encode_attr(
-    *,
     ino: int,
     mode: int,
     nlink: int,
