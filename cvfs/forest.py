@@ -172,7 +172,8 @@ def _outside(tree: Tree) -> Node:
     filesystem = tree.shown_nowait()
     if filesystem is None:
         return _from_afar(tree)
-    return filesystem.getattr_nowait(tree.root_inode)._replace(lasting_s=NAMES_S)
+    node = filesystem.getattr_nowait(tree.root_inode)
+    return node._replace(lasting_s=NAMES_S if node.lasting_s is None else min(node.lasting_s, NAMES_S))
 
 
 def _from_afar(tree: Tree) -> Node:

@@ -7,12 +7,20 @@ import click
 from cvfs.cli import common
 
 
-@click.command("refresh", epilog="Example: cvfs refresh /mnt/software")
+@click.command("refresh", epilog="Example: cvfs refresh /cvfs/software.example.org")
 @click.argument("directory", type=click.Path(path_type=Path))
 def command(directory: Path) -> None:
-    """Have the mount on DIRECTORY go on with the newest revision. Files that are open keep their content."""
+    """Have the mount on DIRECTORY go on with the newest revision. Files that are open keep their content.
+
+    In a mount of all repositories, DIRECTORY may be that of one; the mount itself means all that are in use, and has
+    the configuration read again.
+    """
     from cvfs.mount.changing import refresh_mount
     from cvfs.mount.runtime import Runtime
 
     status = refresh_mount(directory.absolute(), Runtime(common.host_settings().runtime))
-    click.echo(f"{status['mountpoint']}: revision {status['revision']} of {status['repository']}")
+    if "repositories" in status:
+        used = [each for each in status["repositories"] if "revision" in each]
+        click.echo(f"{directory}: {len(status['repositories'])} repositories, {len(used)} in use")
+    else:
+        click.echo(f"{directory}: revision {status['revision']} of {status['repository']}")

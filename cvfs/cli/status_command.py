@@ -33,12 +33,19 @@ def command(directory: Path | None, as_json: bool) -> None:
     elif directory is not None:
         _print_details(mounts[0])
     elif mounts:
-        _print_table([_COLUMNS, *map(_row, mounts)])
+        _print_table([_COLUMNS, *(row for mount in mounts for row in _rows(mount))])
     else:
         click.echo("no mounts", err=True)
     fine = ("ok", FOREIGN) if directory is None else ("ok",)
     if any(mount["state"] not in fine for mount in mounts):
         sys.exit(1)
+
+
+def _rows(status: dict[str, Any]) -> list[Sequence[str]]:
+    """A line for the mount; of many repositories, one as well for each that somebody has used."""
+    used = [each for each in status.get("repositories", ()) if each["state"] != "unused"]
+    below = [{"url": "?", **each, "mountpoint": f"{status['mountpoint']}/{each['name']}"} for each in used]
+    return [_row(status), *map(_row, below)]
 
 
 def _row(status: dict[str, Any]) -> Sequence[str]:

@@ -27,13 +27,33 @@ def reload_mount(directory: Path, runtime: Runtime) -> dict[str, Any]:
 
 
 def refresh_mount(directory: Path, runtime: Runtime) -> dict[str, Any]:
-    """Have the mount on `directory` go on with the newest revision; its status then. Raises MountError."""
-    path = _socket(directory, runtime)
-    count = ask(path, "refresh")["refreshes"]
-    status = _wait(path, lambda status: status["refreshes"] > count, None)
+    """Have the mount on `directory` go on with the newest revision, or in a mount of many, the one repository that
+    `directory` is the root of; the status of what was refreshed then. Raises MountError."""
+    label = None
+    mounted = find_mount(directory)
+    if mounted is None or not is_ours(mounted):
+        label, mounted = directory.name, find_mount(directory.parent)
+    if mounted is None or not is_ours(mounted):
+        raise MountError(f"no repository is mounted on {directory}")
+    path = runtime.socket_of(mounted.directory)
+    named: dict[str, Any] = {} if label is None else {"repository": label}
+    if label is not None and "repositories" not in ask(path, "status"):
+        raise MountError(f"{directory} is not where a repository is mounted, but a directory of {mounted.directory}")
+    count = ask(path, "refresh", **named)["refreshes"]
+    if count is None:
+        raise MountError(f"no repository {label!r} is configured, or none of that name is in use")
+    status = _of(_wait(path, lambda status: _of(status, label)["refreshes"] > count, None), label)
     if status["refresh_problem"]:
         raise MountError(f"cannot refresh {directory}: {status['refresh_problem']}")
     return status
+
+
+def _of(status: dict[str, Any], label: str | None) -> dict[str, Any]:
+    """What the status of a mount says of one of its repositories, by name; None: all of it."""
+    if label is None:
+        return status
+    about = [each for each in status["repositories"] if each["name"] == label]
+    return about[0] if about else {"refreshes": -1}
 
 
 def _socket(directory: Path, runtime: Runtime) -> Path:

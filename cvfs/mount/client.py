@@ -88,14 +88,18 @@ class Ground:
         revision: Which | None = None,
         manifest: Manifest | None = None,
         root_inode: int = ROOT_INODE,
+        label: str = "",
     ) -> Client:
-        """As `open_repository`; until the ground is closed. Cancelled, or after an error: nothing is left behind."""
+        """As `open_repository`; until the ground is closed. Cancelled, or after an error: nothing is left behind.
+
+        Inode numbers are made of `label`, or without one of the name that the publisher gave the repository.
+        """
         url = check_base_url(url)
         network = self.network(settings)
         transport = network.transport.sibling()
         mirrors = Mirrors(network, [url, *settings.mirrors], transport)
         heads = Heads(mirrors, url, settings.state / state_key(url), _pin(url, settings, manifest))
-        opener = _Opener(url, mirrors, heads, self, settings, root_inode)
+        opener = _Opener(url, mirrors, heads, self, settings, root_inode, label)
         repository = await opener.open(revision) if manifest is None else await opener.open_at(manifest)
         self.nursery.start_soon(keep_pages_young, repository.fetcher)
         return Client(url, repository, heads, repository.fetcher, self.cache, transport, mirrors)
@@ -145,6 +149,7 @@ class _Opener:
     ground: Ground
     settings: Settings
     root_inode: int
+    label: str
 
     async def open(self, revision: Which | None) -> Repository:
         """The newest revision, or `revision`."""
@@ -165,7 +170,7 @@ class _Opener:
 
     async def open_at(self, manifest: Manifest) -> Repository:
         """The revision of `manifest`, its root in memory."""
-        numbering = Numbering(manifest.repository)
+        numbering = Numbering(self.label or manifest.repository)
         ground, deadline_s = self.ground, self.settings.deadline_s
         fetcher = Fetcher(self.mirrors, ground.cache, numbering, ground.nursery, deadline_s=deadline_s)
         repository = Repository(manifest, numbering, fetcher, self.root_inode)

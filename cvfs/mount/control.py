@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 _DEADLINE_S = 5.0
 _MAX_REQUEST_BYTES = 64 << 10
 
-Answers = Mapping[str, Callable[[], dict[str, Any]]]
-"""Command: what answers it. Must neither wait nor fail."""
+Answers = Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
+"""Command: what answers it, given all that was asked. Must neither wait nor fail."""
 
 
 async def serve_control(listener: trio.SocketListener, answers: Answers) -> None:
@@ -47,5 +47,5 @@ def _answer(answers: Answers, line: bytes) -> dict[str, Any]:
         request = json.loads(line)
         answer = answers.get(request.get("command"))
     except (ValueError, AttributeError, TypeError, RecursionError):
-        answer = None
-    return answer() if answer is not None else {"error": "unknown command"}
+        return {"error": "unknown command"}
+    return answer(request) if answer is not None else {"error": "unknown command"}

@@ -33,15 +33,30 @@ def mount_at(directory: Path, runtime: Runtime) -> Status:
 
 
 def _status(runtime: Runtime, mounted: MountInfo) -> Status:
-    """What the daemon says, with a "state": ok, offline, expired, or why it says nothing."""
+    """What the daemon says, with a "state": ok, offline, expired, failed (some repository of many cannot be opened), or
+    why it says nothing. Of many it is the worst that is said of one."""
     socket = runtime.socket_of(mounted.directory)
     try:
         status = ask(socket, "status")
     except MountError as error:
         state, problem = _why_silent(mounted.directory, socket, error)
         return {"mountpoint": str(mounted.directory), "url": mounted.source, "state": state, "problem": problem}
-    is_expired = status.get("trust", {}).get("expired")
-    return {**status, "state": "expired" if is_expired else "offline" if status.get("offline") else "ok"}
+    if "repositories" not in status:
+        return {**status, "state": _state(status)}
+    repositories = [{**each, "state": _state(each)} for each in status["repositories"]]
+    states = {each["state"] for each in repositories}
+    worst = next((state for state in _WORST if state in states), "ok")
+    return {**status, "repositories": repositories, "state": worst}
+
+
+_WORST = ("expired", "failed", "offline")
+
+
+def _state(about: Status) -> str:
+    """What a repository that was opened is; "unused" and "failed" is what it says of itself."""
+    if "state" in about:
+        return str(about["state"])
+    return "expired" if about.get("trust", {}).get("expired") else "offline" if about.get("offline") else "ok"
 
 
 def _why_silent(directory: Path, socket: Path, error: MountError) -> tuple[str, str]:

@@ -3,17 +3,16 @@
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import trio
 
+from cvfs.config import Settings
 from cvfs.errors import CvfsError
 from cvfs.filesystem import FileSystem
 from cvfs.fuse.invalidate import Changes, find_changes
 from cvfs.model import Manifest
 from cvfs.mount.client import Client
 from cvfs.mount.freshness import Vigil
-from cvfs.mount.request import MountRequest
 from cvfs.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -39,15 +38,16 @@ class Refresher:
         self,
         client: Client,
         filesystem: FileSystem,
-        request: MountRequest,
+        settings: Settings,
         invalidate: Invalidate,
         announce: Callable[[Manifest, Manifest], Awaitable[None]],
         settled: Callable[[], None],
     ) -> None:
-        self._client, self._filesystem, self._request = client, filesystem, request
+        self._client, self._filesystem, self._settings = client, filesystem, settings
         self._invalidate, self._announce, self._settled = invalidate, announce, settled
         self._vigil = Vigil(client.heads)
         self._wanted = trio.Event()
+        self._done = trio.Event()
         self.count = 0
         self.problem = ""
         client.mirrors.network.listeners.append(self._someone_answers_again)
@@ -56,17 +56,23 @@ class Refresher:
         if self._client.heads.problem:
             self._wanted.set()
 
-    def request(self) -> dict[str, Any]:
-        """Have the newest revision looked for. `count` of the answer has grown when that is done."""
+    def request(self) -> None:
+        """Have the newest revision looked for. `count` has grown when that is done."""
         self._wanted.set()
-        return {"refreshes": self.count}
+
+    async def now(self) -> None:
+        """Return when the newest revision has been looked for."""
+        count = self.count
+        self.request()
+        while self.count == count:
+            await self._done.wait()
 
     async def run(self) -> None:
         """Refresh whenever that is requested, and at intervals; sooner where the last answer was not good."""
         retry_s, longest_s = _RETRY_S
         while True:
             self._vigil.look()
-            heads, interval_s = self._client.heads, self._request.settings.refresh_s
+            heads, interval_s = self._client.heads, self._settings.refresh_s
             retry_s = min(retry_s * 2, longest_s) if heads.problem else _RETRY_S[0]
             wait_s = min(retry_s, interval_s) if heads.problem else interval_s
             with trio.move_on_after(wait_s * (0.75 + random.random() / 2)):
@@ -84,13 +90,15 @@ class Refresher:
         if was_troubled and not self.problem:
             log.info("%s answers again", self._client.url)
         self.count += 1
+        self._done.set()
+        self._done = trio.Event()
 
     async def refresh(self) -> None:
         """Go on with the newest revision, if no other one is pinned, once its root has been read.
 
         Raises CvfsError: it cannot be had; nothing has changed then.
         """
-        settings = self._request.settings
+        settings = self._settings
         head = await self._client.heads.current(settings.start_deadline_s, settings.known_deadline_s)
         self.problem = head.problem
         if head.problem:
@@ -99,7 +107,7 @@ class Refresher:
         new = old.at(head.manifest)
         await new.bring(lambda: new.find_nowait(b""))
         await self._client.heads.accept(head)
-        if self._request.revision is None and head.manifest != old.manifest:
+        if settings.which is None and head.manifest != old.manifest:
             await self.switch(new)
 
     async def switch(self, new: Repository) -> None:

@@ -68,7 +68,7 @@ class Repositories:
         self._by_seed: dict[int, Member] = {}
         self._tried: Memory[str, Member] = Memory(_TRIED)
         self._stamp_ns, self._looked_at = 0, 0.0
-        self.on_open: Callable[[Member], None] = lambda member: None
+        self.on_open: Callable[[Member, Opened], None] = lambda member, opened: None
 
     async def load(self) -> None:
         """Read the names anew. What cannot be read is logged, and the names that were known stay."""
@@ -174,5 +174,5 @@ class Repositories:
             self._add(member)
             if member.label not in self._members:
                 raise CvfsError(f"{member.label} cannot be told from another repository")
-        self.on_open(member)
+        self.on_open(member, opened)
         return opened

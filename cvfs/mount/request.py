@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ FUSE_CONF = Path("/etc/fuse.conf")
 
 _SETTERS: dict[str, dict[str, Any]] = {
     "nonempty": {"nonempty": True},
+    "all": {"all": True},
     "invalidate=exact": {"invalidation": "exact"},
     "invalidate=epoch": {"invalidation": "epoch"},
 }
@@ -29,7 +30,10 @@ _IGNORED = {"ro", "default_permissions", "noatime", "nodiratime", "relatime"} | 
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """A mount of the repository at `url` on `directory`, an absolute path. The kernel lists it as one of `source`."""
+    """A mount of the repository at `url` on `directory`, an absolute path. The kernel lists it as one of `source`.
+
+    Or, with `all`, of every repository that is configured; `options` are settings that go before the configuration.
+    """
 
     url: str
     directory: Path
@@ -37,7 +41,8 @@ class MountRequest:
     invalidation: str = "auto"
     nonempty: bool = False
     source: str = ""
-
+    all: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def revision(self) -> Which | None:
@@ -75,6 +80,11 @@ def _as_setting(word: str) -> tuple[Setting, str] | None:
 
 def _words(options: Iterable[str]) -> list[str]:
     return [word.strip() for text in options for word in text.split(",") if word.strip()]
+
+
+def is_of_all(options: Iterable[str]) -> bool:
+    """Whether the words of mount(8) say that all repositories are to be mounted."""
+    return "all" in _words(options)
 
 
 def apply_options(request: MountRequest, options: Iterable[str]) -> MountRequest:

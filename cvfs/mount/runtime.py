@@ -39,7 +39,8 @@ class Runtime:
             raise ConfigError(f"{what}: remove it, or set CVFS_RUNTIME_DIR")
         for path in self.sockets():
             if not _is_alive(path):
-                path.unlink(missing_ok=True)
+                for left in path.parent.glob(f"{path.stem}.*"):
+                    left.unlink(missing_ok=True)
 
     def sockets(self) -> list[Path]:
         """The control sockets that are there, living or not."""
@@ -51,6 +52,10 @@ class Runtime:
     def socket_of(self, mount_point: Path) -> Path:
         """The socket of the mount on `mount_point`, which is a canonical path."""
         return self.directory / f"{hashlib.sha256(os.fsencode(mount_point)).hexdigest()[:16]}.sock"
+
+    def shown_of(self, mount_point: Path) -> Path:
+        """Where the workers of the mount on `mount_point` keep what it shows."""
+        return self.socket_of(mount_point).with_suffix(".shown")
 
     def try_lock(self) -> int | None:
         """A descriptor that keeps other mounts of this user waiting until it is closed; None if one is under way."""
@@ -79,11 +84,11 @@ class Runtime:
         return listener
 
 
-def ask(path: Path, command: str, deadline_s: float = ASK_DEADLINE_S) -> dict[str, Any]:
+def ask(path: Path, command: str, deadline_s: float = ASK_DEADLINE_S, **more: Any) -> dict[str, Any]:
     """The answer of the process behind a control socket. Raises MountError: nobody is there, or nothing comes."""
     try:
         with _connect(path, deadline_s) as connection:
-            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            connection.sendall(json.dumps({"command": command, **more}).encode() + b"\n")
             connection.shutdown(socket.SHUT_WR)
             with connection.makefile("rb") as answer:
                 decoded = json.loads(answer.read(ANSWER_BYTES))

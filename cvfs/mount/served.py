@@ -1,6 +1,5 @@
 """A mount that is being served: what it says of itself, and what is done beside answering the kernel."""
 
-import contextlib
 import logging
 import os
 import stat
@@ -10,13 +9,14 @@ from dataclasses import asdict
 from typing import Any
 
 import cvfs
+from cvfs.cache import Cache
 from cvfs.errors import MountError
-from cvfs.filesystem import FileSystem
 from cvfs.fuse.options import MountOptions
-from cvfs.mount.appearance import appearance_of
-from cvfs.mount.client import Client
-from cvfs.mount.freshness import StrictFileSystem, trust_status
+from cvfs.mount.freshness import trust_status
 from cvfs.mount.logs import Recent
+from cvfs.mount.member import Member
+from cvfs.mount.mounted import Mounted
+from cvfs.mount.refreshing import Refreshing
 from cvfs.mount.request import MountRequest, may_allow_other
 
 log = logging.getLogger(__name__)
@@ -25,36 +25,28 @@ _HOUR_S = 3600.0
 
 
 class ServedMount:
-    """One mount of an open repository, and what it says of itself."""
+    """One mount, and what it says of itself."""
 
-    def __init__(self, client: Client, request: MountRequest, recent: Recent, engine: str) -> None:
-        self._client, self._request, self._recent = client, request, recent
+    def __init__(self, mounted: Mounted, cache: Cache, request: MountRequest, recent: Recent, engine: str) -> None:
+        self._mounted, self._cache, self._request, self._recent = mounted, cache, request, recent
         self._engine = engine
-        strict = request.settings.strict_freshness
-        repository, heads = client.repository, client.heads
-        appearance = appearance_of(request.settings)
-        self.filesystem = (
-            StrictFileSystem(repository, heads, appearance) if strict else FileSystem(repository, appearance)
-        )
         self.started_s = time.time()
         self.pid = os.getpid()
         """The process whose end is the end of the mount."""
+        self.refreshing: Refreshing | None = None
         self.statistics: Callable[[], dict[str, Any]] = dict
         """What the engine knows, under names of its own."""
 
     def status(self) -> dict[str, Any]:
-        """What `cvfs status` shows. Units are in the names; times in seconds since 1970 UTC."""
-        manifest, request = self.filesystem.repository.manifest, self._request
+        """What `cvfs status` shows. Units are in the names; times in seconds since 1970 UTC.
+
+        What is said of a repository that is mounted alone stands among the rest; of many, below "repositories".
+        """
+        request = self._request
         return {
             "mountpoint": str(request.directory),
-            "url": self._client.url,
-            "repository": manifest.repository,
-            "revision": manifest.revision,
-            "pinned": request.revision is not None,
-            "published_s": manifest.published_s,
-            "trust": trust_status(self._client.heads),
-            "offline": bool(self._client.heads.problem),
-            "problem": self._client.heads.problem,
+            "url": self._mounted.source,
+            **self._repositories_status(),
             "engine": self._engine,
             "pid": self.pid,
             "worker_pid": os.getpid(),
@@ -63,9 +55,6 @@ class ServedMount:
             "uptime_s": time.time() - self.started_s,
             "log": _log_target(),
             "cache": self._cache_status(),
-            "fetcher": asdict(self._client.fetcher.counters),
-            "transport": asdict(self._client.transport.statistics()),
-            "network": self._client.mirrors.status(),
             **self.statistics(),
             "errors": self._recent.errors,
             "errors_last_hour": self._recent.errors_since(time.time() - _HOUR_S),
@@ -73,13 +62,20 @@ class ServedMount:
             "events": [asdict(event) for event in self._recent.events],
         }
 
+    def _repositories_status(self) -> dict[str, Any]:
+        members = self._mounted.members()
+        if not self._request.all:
+            return member_status(members[0], self.refreshing)
+        about = self.refreshing
+        return {
+            "repositories": [member_status(member, about) for member in members],
+            "refreshes": about.count() if about else 0,
+            "refresh_problem": about.problem() if about else "",
+        }
+
     def _cache_status(self) -> dict[str, Any]:
-        directory = self._client.cache.directory
-        free_bytes = None
-        with contextlib.suppress(OSError):
-            space = os.statvfs(directory.path)
-            free_bytes = space.f_bavail * space.f_frsize
-        return {"directory": str(directory.path), "writable": directory.writable, "free_bytes": free_bytes}
+        directory = self._cache.directory
+        return {"directory": str(directory.path), "writable": directory.writable, **self._cache.quota.status()}
 
     def options(self) -> MountOptions:
         request, settings = self._request, self._request.settings
@@ -87,7 +83,7 @@ class ServedMount:
         if allow_other and not may_allow_other():
             raise MountError("only root may allow others into a mount, unless /etc/fuse.conf says user_allow_other")
         return MountOptions(
-            request.source or self._client.url,
+            request.source or self._mounted.source,
             allow_other=allow_other,
             suid=settings.suid,
             dev=settings.dev,
@@ -98,10 +94,52 @@ class ServedMount:
 
     def announce(self) -> str:
         """Log that the mount can be used; what it is."""
-        manifest = self.filesystem.repository.manifest
-        what = f"revision {manifest.revision} of {manifest.repository} on {self._request.directory}"
-        log.info("mounted %s from %s", what, self._client.url)
+        directory = self._request.directory
+        if self._request.all:
+            what = f"{len(self._mounted.members())} repositories on {directory}"
+            log.info("mounted %s", what)
+            return what
+        opened = self._mounted.members()[0].opened
+        assert opened is not None
+        manifest = opened.filesystem.repository.manifest
+        what = f"revision {manifest.revision} of {manifest.repository} on {directory}"
+        log.info("mounted %s from %s", what, self._mounted.source)
         return what
+
+
+def member_status(member: Member, refreshing: Refreshing | None) -> dict[str, Any]:
+    """What is said of one repository. "state" of what is not open is "unused", or "failed" with its problem."""
+    named = {"name": member.label} if member.label else {}
+    opened = member.opened
+    if opened is None:
+        state = {"state": "failed", "problem": str(member.failure)} if member.failure else {"state": "unused"}
+        return {**named, **state, **_refresh_status(member, refreshing)}
+    client, manifest = opened.client, opened.filesystem.repository.manifest
+    return {
+        **named,
+        "url": client.url,
+        "repository": manifest.repository,
+        "revision": manifest.revision,
+        "pinned": opened.site.revision is not None,
+        "published_s": manifest.published_s,
+        "trust": trust_status(client.heads),
+        "offline": bool(client.heads.problem),
+        "problem": client.heads.problem,
+        "fetcher": asdict(client.fetcher.counters),
+        "transport": asdict(client.transport.statistics()),
+        "network": client.mirrors.status(),
+        **_refresh_status(member, refreshing),
+    }
+
+
+def _refresh_status(member: Member, refreshing: Refreshing | None) -> dict[str, Any]:
+    if refreshing is None:
+        return {}
+    return {
+        "refreshes": refreshing.count(member.label),
+        "refresh_problem": refreshing.problem(member.label),
+        "switching": refreshing.is_switching(member.label),
+    }
 
 
 def _log_target() -> str:

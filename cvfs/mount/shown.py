@@ -36,10 +36,10 @@ class Shown:
         self._revisions: dict[str, _Revision] = {}
         self._version: tuple[int, ...] = ()
 
-    def forget(self) -> None:
-        """Begin anew: what is there is of a mount that has ended."""
-        for path in self.files():
-            path.unlink(missing_ok=True)
+    def attach(self, path: Path) -> None:
+        """Let other workers know from now on what is shown; what is in `path` is of a mount that has ended."""
+        self._path = path
+        self._write(path, self._revisions)
 
     def files(self) -> list[Path]:
         """What has to be removed with the mount."""

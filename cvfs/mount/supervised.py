@@ -5,28 +5,30 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
 import trio
 
 from cvfs.errors import CvfsError
-from cvfs.filesystem import FileSystem
 from cvfs.format.manifest import decode_manifest, encode_manifest
 from cvfs.fuse.kernel import open_device
 from cvfs.fuse.link import LISTENER, Message
 from cvfs.fuse.orders import Orders
 from cvfs.fuse.worker import Worker, take_away
 from cvfs.model import Manifest
-from cvfs.mount.client import Client, open_repository, single
+from cvfs.mount.client import Ground, open_ground, single
 from cvfs.mount.control import Answers, serve_control
 from cvfs.mount.logs import Recent, setup_logging
+from cvfs.mount.member import Member, Opened
+from cvfs.mount.mounted import Mounted, follow, mounted_by
 from cvfs.mount.point import prepare_mount_point
-from cvfs.mount.refresh import Refresher
+from cvfs.mount.refreshing import Refreshing, refresh_answer
 from cvfs.mount.request import MountRequest
 from cvfs.mount.runtime import Runtime
 from cvfs.mount.served import ServedMount
+from cvfs.mount.shown import Shown
 from cvfs.mount.worker import lock
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ def work(request: MountRequest, connection: socket.socket, leave: Callable[[], N
 
 
 class _Assembly:
-    """One worker's repository, control socket and channel, put together."""
+    """One worker's repositories, control socket and channel, put together."""
 
     def __init__(self, request: MountRequest, orders: Orders, recent: Recent, leave: Callable[[], None]) -> None:
         self._request, self._orders, self._recent, self._leave = request, orders, recent, leave
@@ -72,36 +74,34 @@ class _Assembly:
             os.close(open_device())
             take_away(request.directory, orders.state.get("device"))  # a mount that the kernel could not save
             prepare_mount_point(request.directory, nonempty=request.nonempty)
-        known = orders.state.get("manifest")
-        manifest = decode_manifest(known.encode()) if known else None
-        async with open_repository(request.url, request.settings, request.revision, manifest) as client:
+        shown = Shown(self._runtime.shown_of(request.directory) if LISTENER in orders.descriptors else None)
+        async with open_ground(request.settings) as ground:
+            mounted = mounted_by(request, ground, shown)
+            await mounted.start()
             with contextlib.ExitStack() as until_started:
                 if orders.is_first:
                     until_started.callback(os.close, await lock(self._runtime))
-                    self._prepare(client)
-                await self._serve(client, until_started)
+                    self._prepare(shown)
+                await self._serve(mounted, ground, shown, until_started)
 
-    def _prepare(self, client: Client) -> None:
+    def _prepare(self, shown: Shown) -> None:
         """What the first worker of a mount leaves to all others."""
         directory = self._request.directory
         prepare_mount_point(directory, nonempty=self._request.nonempty)
         if LISTENER in self._orders.descriptors:
             return
         listener = self._runtime.listen(directory)
-        manifest = encode_manifest(client.repository.manifest).decode()
-        state = {"manifest": manifest, "unlink": [str(self._runtime.socket_of(directory))]}
-        self._orders.hold({LISTENER: listener.detach()}, **state)
+        shown.attach(self._runtime.shown_of(directory))
+        unlink = [str(path) for path in (self._runtime.socket_of(directory), *shown.files())]
+        self._orders.hold({LISTENER: listener.detach()}, unlink=unlink)
 
-    async def _serve(self, client: Client, until_started: contextlib.ExitStack) -> None:
+    async def _serve(self, mounted: Mounted, ground: Ground, shown: Shown, until_started: contextlib.ExitStack) -> None:
         orders, request = self._orders, self._request
-        mount = ServedMount(client, request, self._recent, "channel")
+        mount = ServedMount(mounted, ground.cache, request, self._recent, "channel")
         mount.pid = orders.supervisor
         mount.started_s = orders.state.get("started_s", mount.started_s)
-        filesystem = mount.filesystem
-        worker = Worker(filesystem, request.directory, mount.options(), orders)
-        refresher = self._refresher(client, filesystem, worker)
-        mount.statistics = lambda: self._statistics(worker, refresher)
-        self._handle_orders(filesystem)
+        worker = Worker(mounted.view, request.directory, mount.options(), orders)
+        mount.statistics = lambda: self._statistics(worker)
 
         def started() -> None:
             self._leave()
@@ -111,12 +111,15 @@ class _Assembly:
             orders.say("started", what=what, warnings=[event.message for event in self._recent.events])
 
         async with trio.open_nursery() as nursery:
+            orders.handlers = {"switch": partial(self._switch, mounted), "switched": self._has_switched}
             if orders.slot == 0:
-                answers: Answers = {"status": mount.status, "reload": self._reload}
-                if request.revision is None:
-                    answers = {**answers, "refresh": refresher.request}
-                nursery.start_soon(self._answer, answers)
-                nursery.start_soon(self._refresh, refresher)
+                mount.refreshing = Refreshing(mounted, shown, worker.invalidate, self._announce, nursery)
+                orders.handlers["opened"] = partial(_adopt, mount.refreshing)
+                answers: Answers = {"status": lambda _: mount.status(), "reload": self._reload}
+                nursery.start_soon(self._answer, {**answers, **refresh_answer(request, mount.refreshing)})
+                nursery.start_soon(mount.refreshing.run)
+            else:
+                mounted.on_open = partial(self._tell_of, shown)
             await worker.serve(started)
             nursery.cancel_scope.cancel()
         if orders.state.get("unmounted"):
@@ -127,58 +130,51 @@ class _Assembly:
         listener.setblocking(False)
         await serve_control(trio.SocketListener(trio.socket.from_stdlib_socket(listener)), answers)
 
-    def _refresher(self, client: Client, filesystem: FileSystem, worker: Worker) -> Refresher:
-        orders = self._orders
+    async def _announce(self, label: str, manifest: Manifest) -> None:
+        """To the other workers, which switch too."""
+        if self._orders.count > 1:
+            self._switched, self._all_switched = 0, trio.Event()
+            message = {"type": "switch", "label": label, "manifest": encode_manifest(manifest).decode()}
+            self._orders.say("relay", message=message)
+            with trio.move_on_after(_SWITCHED_S):
+                await self._all_switched.wait()
 
-        async def announce(new: Manifest, old: Manifest) -> None:
-            """To the supervisor, for workers to come, and to the other workers, which switch too."""
-            text = encode_manifest(new).decode()
-            orders.remember(manifest=text, previous=encode_manifest(old).decode())
-            if orders.count > 1:
-                self._switched, self._all_switched = 0, trio.Event()
-                orders.say("relay", message={"type": "switch", "manifest": text})
-                with trio.move_on_after(_SWITCHED_S):
-                    await self._all_switched.wait()
-
-        settled = partial(orders.remember, previous=None)
-        return Refresher(client, filesystem, self._request, worker.invalidate, announce, settled)
-
-    async def _refresh(self, refresher: Refresher) -> None:
-        previous = self._orders.state.get("previous")
-        if previous:
-            await refresher.finish(decode_manifest(previous.encode()))
-        await refresher.run()
-
-    def _handle_orders(self, filesystem: FileSystem) -> None:
-        def switch(order: Message) -> None:
+    def _switch(self, mounted: Mounted, order: Message) -> None:
+        member = mounted.member(order["label"])
+        if member is not None and member.opened is not None:
+            filesystem = member.opened.filesystem
             filesystem.switch(filesystem.repository.at(decode_manifest(order["manifest"].encode())))
-            self._orders.say("relay", message={"type": "switched"})
+        self._orders.say("relay", message={"type": "switched"})
 
-        def switched(order: Message) -> None:
-            self._switched += 1
-            if self._switched == self._orders.count - 1:
-                self._all_switched.set()
+    def _has_switched(self, order: Message) -> None:
+        self._switched += 1
+        if self._switched == self._orders.count - 1:
+            self._all_switched.set()
 
-        self._orders.handlers = {"switch": switch, "switched": switched}
+    def _tell_of(self, shown: Shown, member: Member, opened: Opened) -> None:
+        """The first worker keeps new what any has opened. It may have switched while this one was being opened."""
+        follow(shown, member.label, opened.filesystem)
+        self._orders.say("relay", message={"type": "opened", "label": member.label})
 
-    def _reload(self) -> dict[str, Any]:
+    def _reload(self, _: Mapping[str, Any]) -> dict[str, Any]:
         self._orders.problem = ""
         self._orders.say("reload")
         return {"generation": self._orders.generation}
 
-    def _statistics(self, worker: Worker, refresher: Refresher) -> dict[str, Any]:
+    def _statistics(self, worker: Worker) -> dict[str, Any]:
         orders, counts = self._orders, worker.statistics
         return {
             "workers": orders.count,
             "generation": orders.generation,
             "restarts": orders.restarts,
             "reload_problem": orders.problem,
-            "refreshes": refresher.count,
-            "refresh_problem": refresher.problem,
-            "switching": bool(orders.state.get("previous")),
             "requests": counts.by_name(),
             "requests_waited": counts.waited,
             "requests_failed": counts.failed,
             "requests_interrupted": counts.interrupted,
             "replies_refused": counts.refused,
         }
+
+
+def _adopt(refreshing: Refreshing, order: Message) -> None:
+    refreshing.adopt(order["label"])

@@ -11,26 +11,28 @@ from pathlib import Path
 import trio
 
 from cvfs.errors import CvfsError, MountError
-from cvfs.filesystem import FileSystem
+from cvfs.filesystem import View
 from cvfs.fuse.kernel import open_device
 from cvfs.fuse.options import MountOptions
 from cvfs.model import Manifest
-from cvfs.mount.client import Client, open_repository, single
+from cvfs.mount.client import open_ground, single
 from cvfs.mount.control import Answers, serve_control
 from cvfs.mount.daemon import Caller
 from cvfs.mount.heap import return_memory
 from cvfs.mount.logs import Recent, setup_logging
+from cvfs.mount.mounted import Mounted, mounted_by
 from cvfs.mount.notify import notify
 from cvfs.mount.point import prepare_mount_point
-from cvfs.mount.refresh import Refresher
+from cvfs.mount.refreshing import Refreshing, refresh_answer
 from cvfs.mount.request import MountRequest, decode_request
 from cvfs.mount.runtime import Runtime
 from cvfs.mount.served import ServedMount
+from cvfs.mount.shown import Shown
 
 log = logging.getLogger(__name__)
 
 Ready = Callable[[], None]
-Engine = Callable[[FileSystem, Path, MountOptions, Callable[[], None]], Awaitable[None]]
+Engine = Callable[[View, Path, MountOptions, Callable[[], None]], Awaitable[None]]
 
 LOCK_DEADLINE_S = 15.0
 """For another mount of this user to be finished: longer than any takes that fails."""
@@ -71,11 +73,12 @@ async def _serve(request: MountRequest, recent: Recent, ready: Ready) -> None:
         runtime.prepare()
         engine = _load_engine()
         prepare_mount_point(request.directory, nonempty=request.nonempty)
-        async with open_repository(request.url, request.settings, request.revision) as client:
-            mount = ServedMount(client, request, recent, "pyfuse3")
-            refresher = _refresher(client, mount, request)
-            mount.statistics = lambda: {"refreshes": refresher.count, "refresh_problem": refresher.problem}
-            await _serve_mount(mount, refresher, request, engine, runtime, ready)
+        shown = Shown(None)
+        async with open_ground(request.settings) as ground:
+            mounted = mounted_by(request, ground, shown)
+            await mounted.start()
+            mount = ServedMount(mounted, ground.cache, request, recent, "pyfuse3")
+            await _serve_mount(mount, mounted, shown, request, engine, runtime, ready)
         nursery.cancel_scope.cancel()
 
 
@@ -97,8 +100,16 @@ async def _cancel_on_signal(scope: trio.CancelScope) -> None:
 
 
 async def _serve_mount(
-    mount: ServedMount, refresher: Refresher, request: MountRequest, engine: Engine, runtime: Runtime, ready: Ready
+    mount: ServedMount,
+    mounted: Mounted,
+    shown: Shown,
+    request: MountRequest,
+    engine: Engine,
+    runtime: Runtime,
+    ready: Ready,
 ) -> None:
+    from cvfs.fuse.pyfuse3_engine import invalidate
+
     with contextlib.ExitStack() as until_started, contextlib.ExitStack() as until_ended:
         until_started.callback(os.close, await lock(runtime))
         prepare_mount_point(request.directory, nonempty=request.nonempty)
@@ -112,22 +123,17 @@ async def _serve_mount(
             notify("READY=1", f"STATUS=serving {what}")
 
         async with trio.open_nursery() as nursery:
-            answers: Answers = {"status": mount.status}
-            if request.revision is None:
-                answers = {**answers, "refresh": refresher.request}
+            mount.refreshing = Refreshing(mounted, shown, invalidate, _announce, nursery)
+            answers: Answers = {"status": lambda _: mount.status(), **refresh_answer(request, mount.refreshing)}
             nursery.start_soon(serve_control, trio.SocketListener(listener), answers)
-            nursery.start_soon(refresher.run)
-            await engine(mount.filesystem, request.directory, mount.options(), started)
+            nursery.start_soon(mount.refreshing.run)
+            await engine(mounted.view, request.directory, mount.options(), started)
             nursery.cancel_scope.cancel()
 
 
-def _refresher(client: Client, mount: ServedMount, request: MountRequest) -> Refresher:
-    from cvfs.fuse.pyfuse3_engine import invalidate
-
-    async def announce(new: Manifest, old: Manifest) -> None:
-        await trio.lowlevel.checkpoint()
-
-    return Refresher(client, mount.filesystem, request, invalidate, announce, lambda: None)
+async def _announce(label: str, manifest: Manifest) -> None:
+    """There is no other worker."""
+    await trio.lowlevel.checkpoint()
 
 
 async def lock(runtime: Runtime) -> int:

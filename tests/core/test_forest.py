@@ -305,7 +305,8 @@ def test_worker_goes_on_with_what_another_has_opened(host: Host, tmp_path: Path)
 
     root, inode = host.run(first, shown)
     host.run(second, Shown(tmp_path / "shown"))
-    shown.forget()
+    for path in shown.files():
+        path.unlink()
     trio.run(meanwhile)
 
 

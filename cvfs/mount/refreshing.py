@@ -1,0 +1,141 @@
+"""Keeping the repositories of a mount at their newest revisions: in one worker, for all of them."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import trio
+
+from cvfs.errors import CvfsError
+from cvfs.fuse.invalidate import Changes
+from cvfs.inodes import ROOT_INODE
+from cvfs.model import Manifest
+from cvfs.mount.control import Answers
+from cvfs.mount.member import Member, Opened
+from cvfs.mount.mounted import ALONE, Mounted
+from cvfs.mount.refresh import Invalidate, Refresher
+from cvfs.mount.request import MountRequest
+from cvfs.mount.shown import Shown
+
+Announce = Callable[[str, Manifest], Awaitable[None]]
+"""Tells the other workers that a repository, by its label, switches. Called before the switch."""
+
+
+def refresh_answer(request: MountRequest, refreshing: "Refreshing") -> Answers:
+    """What answers `cvfs refresh`: nothing, where one repository is pinned."""
+    if not request.all and request.revision is not None:
+        return {}
+    alone = None if request.all else ALONE
+    return {"refresh": lambda asked: refreshing.request(asked.get("repository", alone))}
+
+
+class Refreshing:
+    """A Refresher for each repository that is open, as soon as it is; those that other workers have opened too."""
+
+    def __init__(
+        self, mounted: Mounted, shown: Shown, invalidate: Invalidate, announce: Announce, nursery: trio.Nursery
+    ) -> None:
+        self._mounted, self._shown = mounted, shown
+        self._invalidate, self._announce, self._nursery = invalidate, announce, nursery
+        self._refreshers: dict[str, Refresher] = {}
+        self._tries: dict[str, int] = {}
+        self._rounds = 0
+        self._problem = ""
+
+    async def run(self) -> None:
+        """Begin with what is open, here or in another worker; one after the other, for nobody waits for it."""
+        self._mounted.on_open = self._begin
+        for member in self._mounted.members():
+            if member.opened:
+                self._begin(member, member.opened)
+        for label in self._shown.names():
+            await self._adopt(label)
+
+    def adopt(self, label: str) -> None:
+        """Another worker has opened this one."""
+        self._nursery.start_soon(self._adopt, label)
+
+    def request(self, label: str | None) -> dict[str, Any]:
+        """Have the newest revision looked for: of one repository, or (None) of all that are open, and what there is to
+        show as well. "refreshes" of the answer has grown, in the status, when that is done; None: there is no such."""
+        if label is None:
+            self._nursery.start_soon(self._refresh_all)
+            return {"refreshes": self._rounds}
+        member = self._mounted.member(label)
+        if member is None:
+            return {"refreshes": None}
+        answer = {"refreshes": self.count(label)}
+        if label in self._refreshers:
+            self._refreshers[label].request()
+        else:
+            self._nursery.start_soon(self._try_to_open, member)
+        return answer
+
+    def count(self, label: str | None = None) -> int:
+        """Refreshes that are done."""
+        if label is None:
+            return self._rounds
+        refresher = self._refreshers.get(label)
+        return self._tries.get(label, 0) + (refresher.count if refresher else 0)
+
+    def problem(self, label: str | None = None) -> str:
+        """What was wrong with the last one."""
+        if label is None:
+            return self._problem
+        refresher = self._refreshers.get(label)
+        if refresher is not None:
+            return refresher.problem
+        member = self._mounted.member(label)
+        return str(member.failure) if member and member.failure else ""
+
+    def is_switching(self, label: str) -> bool:
+        """Whether the kernel has yet to be told of a switch."""
+        return self._shown.previous(label) is not None
+
+    def _begin(self, member: Member, opened: Opened) -> None:
+        label = member.label
+        self._refreshers[label] = Refresher(
+            opened.client,
+            opened.filesystem,
+            opened.site.settings,
+            self._invalidate,
+            partial(self._tell, label),
+            partial(self._shown.settle, label),
+        )
+        self._nursery.start_soon(self._keep_new, label)
+
+    async def _keep_new(self, label: str) -> None:
+        previous = self._shown.previous(label)
+        if previous is not None:
+            await self._refreshers[label].finish(previous)
+        await self._refreshers[label].run()
+
+    async def _tell(self, label: str, new: Manifest, old: Manifest) -> None:
+        self._shown.switch(label, new, old)
+        await self._announce(label, new)
+
+    async def _adopt(self, label: str) -> None:
+        if self._mounted.member(label) is None:
+            await self._mounted.reload()
+        member = self._mounted.member(label)
+        if member is not None and member.opened is None:
+            await self._try_to_open(member)
+
+    async def _try_to_open(self, member: Member) -> None:
+        try:
+            await member.open()
+        except CvfsError:
+            return  # it is logged, and whoever uses it tries again
+        finally:
+            self._tries[member.label] = self._tries.get(member.label, 0) + 1
+
+    async def _refresh_all(self) -> None:
+        await self._mounted.reload()
+        refreshers = dict(self._refreshers)
+        async with trio.open_nursery() as nursery:
+            if ALONE not in refreshers:
+                nursery.start_soon(self._invalidate, Changes([], {ROOT_INODE}))
+            for refresher in refreshers.values():
+                nursery.start_soon(refresher.now)
+        self._problem = "; ".join(f"{label}: {one.problem}" for label, one in refreshers.items() if one.problem)
+        self._rounds += 1
