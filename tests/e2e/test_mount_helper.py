@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.booted import Booted
+from tests.e2e.booted import LET_GO, Booted
 from tests.e2e.host import NAME, PYTHON, ROOT, Host, Server, Store, run, trust, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount for others")
@@ -26,7 +26,7 @@ class Machine:
         host.environment["CVFS_CONFIG"] = str(host.top / "etc")
         host.cvfs("config", "add", "--root", trust().root, url)
         host.cvfs("setup", "--prefix", host.top / "installed")
-        holder = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 3600"]
+        holder = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f"{LET_GO} echo; exec sleep 3600"]
         self._holder = subprocess.Popen(holder, stdout=subprocess.PIPE, env=host.environment)
         assert self._holder.stdout is not None
         self._holder.stdout.readline()
