@@ -15,7 +15,7 @@ KEEP ?=
 TESTERS ?= $(shell expr $$(nproc) + 1)
 
 BUILD_PACKAGES := python3 python3-venv python3-dev gcc libc6-dev pkgconf libfuse3-dev fuse3
-TEST_PACKAGES := attr libcap2-bin git rsync squashfs-tools squashfuse zstd iproute2 nftables nginx-light squid
+TEST_PACKAGES := attr libcap2-bin git rsync squashfs-tools squashfuse zstd iproute2 nftables nginx-light squid autofs systemd-container
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
