@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from cvfs.errors import ConfigError, CvfsError, ExpiredError, TrustError, UnreachableError
 from cvfs.format.blob import blob_path
+from cvfs.heads import Heads
+from cvfs.mirrors import Mirrors, Network
 from cvfs.trust import names
 from cvfs.trust.pin import find_pin
 from publisher import head
-from tests.trust.simulator import DAY_S, NAME, Files, World, resign_with
+from tests.trust.simulator import DAY_S, DEADLINE_S, NAME, Files, World, resign_with
 
 SIGNED = ("timestamp", "snapshot", "targets")
 
@@ -116,7 +119,7 @@ def test_rollback_of_the_snapshot_by_who_has_the_timestamp_key(world: World, tmp
 
 
 def test_rollback_of_the_targets_by_who_has_the_snapshot_key_too(world: World, tmp_path: Path) -> None:
-    """The targets hold the manifest; tags and profiles will stand beside it and are rolled back, or not, with it."""
+    """The targets name the manifest and the tags, which are rolled back, or not, with them."""
 
     def spoil(files: Files) -> None:
         stolen = world.publisher.steal("snapshot", "timestamp")
@@ -347,6 +350,22 @@ def test_mirror_with_an_older_state_is_left_for_another(world: World) -> None:
     world.publisher.publish()
     found = world.refresh()
     assert (found.problem, found.manifest.revision) == ("", 3)
+
+
+def test_mirror_that_is_stuck_at_what_is_known_is_found_out(world: World) -> None:
+    """Nothing that it says is wrong or old to this client; only another mirror can tell that there is more."""
+    stuck = world.simulator.serve("http://stuck.example.org", dict(world.files))
+    world.publisher.publish()
+    world.urls = [stuck, world.URL]
+
+    async def ask() -> list[int]:
+        mirrors = Mirrors(Network(world.simulator), world.urls)  # type: ignore[arg-type]
+        heads = Heads(mirrors, world.URL, world.state, world.pin(), now=lambda: world.now_s)
+        return [(await heads.current(DEADLINE_S)).manifest.revision for _ in range(6)]
+
+    revisions = trio.run(ask)
+    assert 1 in revisions
+    assert 2 in revisions
 
 
 def test_mirror_with_an_expired_state_is_left_for_another(new_world: World) -> None:

@@ -4,6 +4,7 @@ import base64
 import os
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from publisher.store import directory
 from tests.command import ROOT, Command
 
 DOCUMENT = (ROOT / "docs/threats.md").read_text()
+NAME = "threats.example.org"
 
 
 class Repository:
@@ -64,11 +66,20 @@ class Repository:
         return self.client.ok("cat", *options, self.store, "file").decode()
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Iterator[Repository]:
-    repository = Repository(tmp_path)
-    repository.ok("init", repository.store, "--name", "threats.example.org")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A store with one revision and its keys, to be copied: to make them takes longer."""
+    repository = Repository(tmp_path_factory.mktemp("made"))
+    repository.ok("init", repository.store, "--name", NAME)
     repository.publish("one")
+    return repository
+
+
+@pytest.fixture
+def repository(made: Repository, tmp_path: Path) -> Iterator[Repository]:
+    repository = Repository(tmp_path)
+    for part in ("store", "keys", "tree"):
+        shutil.copytree(made.top / part, tmp_path / part, dirs_exist_ok=True)
     assert repository.read("--root", repository.keys / "root.json") == "one"
     yield repository
     for path in (*repository.keys.glob("*.pem"), *tmp_path.glob("*.pem")):
@@ -80,25 +91,96 @@ def commands(heading: str) -> list[list[str]]:
     """The commands that the document gives in the paragraph that begins with `heading`."""
     start = DOCUMENT.index(heading)
     part = re.split(r"\n(?:\*\*|## )", DOCUMENT[start + 2 :])[0]
-    return [shlex.split(line)[1:] for line in re.findall(r"^    (cvfs-publisher .*)$", part, re.MULTILINE)]
+    return [shlex.split(line) for line in re.findall(r"^    ((?:cvfs-publisher|mv) .*)$", part, re.MULTILINE)]
 
 
-@pytest.mark.parametrize(
-    "heading", ["**Timestamp key lost**", "**Timestamp or snapshot key stolen.**", "**Targets key stolen.**"]
-)
-def test_what_the_document_says_to_do(repository: Repository, heading: str) -> None:
-    before = {path.name: path.read_bytes() for path in repository.keys.glob("*.pem")}
-    (repository.tree / "file").write_text("two")
+def follow_document(repository: Repository, heading: str, **meaning: str | Path) -> list[list[str]]:
+    """Do what the document says there; words in capitals mean what `meaning` says."""
     found = commands(heading)
+    words = {"STORE": repository.store, "TREE": repository.tree, "NAME": NAME, **meaning}
+    for program, *arguments in found:
+        replaced = [words.get(word.replace("-", "_").removesuffix(".pem"), word) for word in arguments]
+        if program == "mv":
+            shutil.move(*(str(word).replace("STORE", str(repository.store)) for word in replaced))
+        else:
+            repository.ok(*replaced)
     assert found
-    for command in found:
-        repository.ok(*({"STORE": repository.store, "TREE": repository.tree}.get(word, word) for word in command))
+    return found
+
+
+KEY_RECIPES = (
+    ("**Timestamp key lost**", ("timestamp",)),
+    ("**Snapshot key lost.**", ("snapshot",)),
+    ("**Targets key lost.**", ("targets",)),
+    ("**Timestamp or snapshot key stolen.**", ()),
+    ("**Targets key stolen.**", ()),
+    ("**The only root key stolen, and you have it too.**", ()),
+)
+
+
+@pytest.mark.parametrize(("heading", "lost"), KEY_RECIPES, ids=[heading.strip("*.") for heading, _ in KEY_RECIPES])
+def test_what_the_document_says_to_do(repository: Repository, heading: str, lost: tuple[str, ...]) -> None:
+    """The root key is kept elsewhere; the client holds the first root it ever saw, and follows."""
+    before = {path.name: path.read_bytes() for path in repository.keys.glob("*.pem")}
+    root_key = (repository.keys / "root.pem").rename(repository.top / "root-key.pem")
+    for role in lost:
+        (repository.keys / f"{role}.pem").unlink()
+    (repository.tree / "file").write_text("two")
+    found = follow_document(repository, heading, ROOT_KEY=root_key)
     repository.publish("three")
     assert repository.read() == "three"
-    rotated = {command[3] for command in found if command[:2] == ["key", "rotate"]}
-    for role in rotated:
-        assert (repository.keys / f"{role}.pem").read_bytes() != before[f"{role}.pem"]
-    assert not list(repository.keys.glob("*.new.pem"))
+    for role in {command[4] for command in found if command[1:3] == ["key", "rotate"]}:
+        place = root_key if role == "root" else repository.keys / f"{role}.pem"
+        assert place.read_bytes() != before[f"{role}.pem"]
+    assert not list(repository.top.rglob("*.new.pem"))
+
+
+def test_every_key_has_a_recipe_for_loss_and_for_theft() -> None:
+    part = DOCUMENT[DOCUMENT.index("## When a key is lost or stolen") : DOCUMENT.index("## What is not covered")]
+    told = re.findall(r"^\*\*(.+?)\*\*", part, re.MULTILINE)
+    for role in ("Timestamp", "Snapshot", "Targets", "root"):
+        for fate in ("lost", "stolen"):
+            assert any(role.lower() in line.lower() and fate in line for line in told), (role, fate)
+
+
+def test_one_of_several_root_keys(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    a, b, gone, new = (tmp_path / f"{name}.pem" for name in ("a", "b", "gone", "new"))
+    named = [word for path in (a, b, gone) for word in ("--root-key", path)]
+    repository.ok("init", repository.store, "--name", NAME, *named, "--root-threshold", "2")
+    repository.publish("one")
+    assert repository.read("--root", repository.keys / "root.json") == "one"
+    listed = repository.ok("key", "list", repository.store, *named)
+    key_id = next(line.split()[0] for line in listed.splitlines() if str(gone) in line)
+    gone.unlink()
+    follow_document(repository, "**One of several root keys lost or stolen**", A=a, B=b, NEW=new, ID=key_id)
+    listed = repository.ok("key", "list", repository.store, "--root-key", a, "--root-key", b, "--root-key", new)
+    assert key_id not in listed
+    assert "root:       2 of 3 keys must sign" in listed
+    repository.publish("two")
+    assert repository.read() == "two"
+
+
+def test_a_stolen_root_key_and_a_thief_who_was_first(repository: Repository, tmp_path: Path) -> None:
+    """A client that the thief has got follows the thief, until it is given a new root; then nothing of it is left."""
+    ours = tmp_path / "ours"
+    shutil.copytree(repository.store, ours)
+    stolen = tmp_path / "stolen-keys"
+    shutil.copytree(repository.keys, stolen)
+    for role in ("root", "targets"):
+        repository.ok("key", "rotate", repository.store, role, "--keys", stolen)
+    repository.publish("evil", "--keys", stolen, "--state", tmp_path / "thief")
+    assert repository.read() == "evil"
+    shutil.rmtree(repository.store)
+    shutil.move(ours, repository.store)
+    repository.ok("key", "rotate", repository.store, "root")
+    repository.publish("two")
+    assert "cannot trust what" in repository.client("cat", repository.store, "file").stderr.decode()
+    new = tmp_path / "new-keys"
+    repository.publish("three")
+    follow_document(repository, "**The only root key stolen, and the thief was first**", NEW_KEYS=new)
+    assert repository.read("--root", new / "root.json") == "three"
+    assert repository.read() == "three"
 
 
 def test_every_role_rotates_and_old_roots_follow(repository: Repository) -> None:
@@ -107,14 +189,6 @@ def test_every_role_rotates_and_old_roots_follow(repository: Repository) -> None
     repository.publish("two")
     assert repository.read() == "two"
     assert (repository.store / metadata_path("root", 6)).exists()
-
-
-def test_a_lost_key_is_replaced_without_it(repository: Repository) -> None:
-    for role in ("timestamp", "snapshot", "targets"):
-        (repository.keys / f"{role}.pem").unlink()
-        repository.ok("key", "rotate", repository.store, role)
-    repository.publish("two")
-    assert repository.read() == "two"
 
 
 def test_every_day(repository: Repository, tmp_path: Path) -> None:
