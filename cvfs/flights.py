@@ -11,7 +11,7 @@ T = TypeVar("T")
 LONG_S = 0.5
 """A failure that took so long is told also to those who ask soon after it."""
 
-REMEMBER_S = 1.0
+REMEMBER_S = 0.25
 """How soon. The kernel asks for a page that could not be read once more, by itself and at once: without this, a reader
 waits for two deadlines."""
 
