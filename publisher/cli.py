@@ -14,6 +14,7 @@ from cvfs import __version__, terminal
 from cvfs.model import Manifest
 from cvfs.terminal import show_count, show_size
 from publisher.graft import parse_path
+from publisher.history_cli import diff_command, gc_command, rollback_command
 from publisher.key_cli import (
     ask_passphrase,
     find_keys,
@@ -46,6 +47,9 @@ def cli() -> None:
 cli.add_command(key_group)
 cli.add_command(resign_command)
 cli.add_command(tag_command)
+cli.add_command(diff_command)
+cli.add_command(rollback_command)
+cli.add_command(gc_command)
 
 
 @cli.command("init")

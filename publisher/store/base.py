@@ -2,14 +2,22 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cvfs.errors import StoreError
-from cvfs.model import BlobRef
+from cvfs.model import BlobRef, Digest
 
 
 class HeadMovedError(StoreError):
     """Another publisher made a revision meanwhile."""
+
+
+class StoredBlob(NamedTuple):
+    """A blob as a store lists it: its id, its size as it is, and when it was put there, in seconds since 1970."""
+
+    id: Digest
+    size_bytes: int
+    stored_s: float
 
 
 class Store(Protocol):

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import itertools
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,14 +14,15 @@ from pathlib import Path
 from cvfs.errors import StatusError, StoreError
 from cvfs.format.blob import blob_path
 from cvfs.limits import MAX_BLOB_BYTES
-from cvfs.model import BlobRef
+from cvfs.model import BlobRef, Digest
 from cvfs.trust.names import DIRECTORY, MAX_TARGETS_BYTES, MAX_TIMESTAMP_BYTES
 from cvfs.trust.names import TIMESTAMP as HEAD
-from publisher.store.base import HeadMovedError
+from publisher.store.base import HeadMovedError, StoredBlob
 
 _OWN = ".publisher"
 _LOCK = f"{_OWN}/lock"
 _TEMPORARY = f"{_OWN}/incoming"
+_BLOB_NAME = re.compile("[0-9a-f]{64}")
 
 
 class DirectoryStore:
@@ -55,6 +57,23 @@ class DirectoryStore:
                 return file.read(MAX_BLOB_BYTES + 1)
         except OSError as error:
             raise self._error("cannot read", error) from error
+
+    def list_blobs(self) -> Iterator[StoredBlob]:
+        """All blobs, in no order. What has not the name of one is passed over."""
+        try:
+            for directory in os.scandir(f"{self._root}/data"):
+                if directory.is_dir(follow_symlinks=False):
+                    yield from _list_blobs(directory)
+        except OSError as error:
+            raise self._error("cannot read", error) from error
+
+    def remove_blob(self, blob_id: Digest) -> None:
+        """Remove a blob, if it is there."""
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._root}/{blob_path(blob_id)}")
+        except OSError as error:
+            raise self._error("cannot remove from", error) from error
 
     def get_metadata(self, path: str, max_bytes: int) -> bytes:
         try:
@@ -161,6 +180,14 @@ class DirectoryStore:
     def _error(self, what: str, error: OSError) -> StoreError:
         where = f" ({error.filename})" if error.filename else ""
         return StoreError(f"{what} the store {self.location}: {error.strerror}{where}")
+
+
+def _list_blobs(directory: "os.DirEntry[str]") -> Iterator[StoredBlob]:
+    for entry in os.scandir(directory.path):
+        name = directory.name + entry.name
+        if _BLOB_NAME.fullmatch(name) and entry.is_file(follow_symlinks=False):
+            status = entry.stat(follow_symlinks=False)
+            yield StoredBlob(Digest(bytes.fromhex(name)), status.st_size, status.st_mtime)
 
 
 def _move(move: Callable[[str, str], None], temporary: str, target: str) -> None:

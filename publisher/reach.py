@@ -1,0 +1,54 @@
+"""Which blobs revisions consist of."""
+
+from collections.abc import Iterator
+
+from cvfs.errors import FormatError
+from cvfs.format.pages import Inner, LocationPage, Page, decode_page
+from cvfs.model import BlobRef, Manifest
+from publisher.history import read_blob
+from publisher.store import Store
+
+
+class Reach:
+    """The pages and packs of all trees that were added. What two trees share is read once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._pages: set[BlobRef] = set()
+        self._packs: set[BlobRef] = set()
+
+    @property
+    def blobs(self) -> set[BlobRef]:
+        return self._pages | self._packs
+
+    def add(self, manifest: Manifest) -> None:
+        """Take in the tree of a revision. Raises StoreError, IntegrityError, FormatError: a page cannot be read."""
+        pending = [(manifest.root, manifest.level)]
+        while pending:
+            ref, level = pending.pop()
+            if ref in self._pages:
+                continue
+            self._pages.add(ref)
+            page = decode_page(read_blob(self._store, ref))
+            if isinstance(page, Inner):
+                if page.level != level:
+                    raise FormatError(f"page {ref.id.hex()}: of level {page.level}, not {level}")
+                pending += [(child.blob, level - 1) for child in page.children]
+            else:
+                self._packs.update(_packs(page))
+                pending += [(below, 0) for below in _location_pages(page)]
+
+
+def _packs(page: Page) -> Iterator[BlobRef]:
+    if isinstance(page, LocationPage):
+        yield from (location.pack for location in page.locations)
+    elif not isinstance(page, Inner):
+        yield from page.packs
+
+
+def _location_pages(page: Page) -> Iterator[BlobRef]:
+    if not isinstance(page, Inner | LocationPage):
+        for group in page.groups:
+            for content in group.contents:
+                if content is not None:
+                    yield from (ref for _, ref in content.location_pages)
