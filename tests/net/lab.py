@@ -129,11 +129,11 @@ class Lab:
         self.nodes[name] = Node(self, name, len(self.nodes) + 1)
         return self.nodes[name]
 
-    def nginx(self, name: str, store: Path, node: Node | None = None) -> Service:
-        """A mirror of `store` with the sample configuration, on a node of its own or on `node`."""
+    def nginx(self, name: str, store: Path, node: Node | None = None, more: str = "") -> Service:
+        """A mirror of `store` with the sample configuration, on a node of its own or on `node`; `more` servers."""
         top = self.top / name
         top.mkdir()
-        (top / "server.conf").write_text(sample("nginx"))
+        (top / "server.conf").write_text(sample("nginx") + more)
         (top / "nginx.conf").write_text(
             f"user root; pid {top}/pid; error_log {top}/error.log; events {{}}\n"
             f"http {{ access_log {top}/access.log; include {top}/server.conf; }}\n"

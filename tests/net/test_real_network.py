@@ -11,6 +11,7 @@ import pytest
 
 from tests.command import wait_until
 from tests.net.lab import NEEDED, Client, Lab, Service, lab
+from tests.servers import make_certificate
 from tests.small_store import SmallStore
 
 pytestmark = pytest.mark.skipif(
@@ -195,7 +196,7 @@ def test_a_dead_ipv6_route_costs_a_quarter_of_a_second(site: Site, client: Clien
 @pytest.mark.parametrize(("engine", "how"), [("channel", "swallowed"), ("pyfuse3", "pulled")])
 def test_offline(site: Site, client: Client, engine: str, how: str) -> None:
     """What is cached works, what is not fails, soon at once; the same after a reboot; it recovers by itself."""
-    options = ("--engine", engine, *CONNECT, "--deadline", "3", "--refresh", "1")
+    options = ("--engine", engine, *CONNECT, "--deadline", "3")
     mnt = client.mount(site.url(0), client.top / "mnt", *options)
     read(mnt, 0)
     names = sorted(os.listdir(mnt))
@@ -217,11 +218,11 @@ def test_offline(site: Site, client: Client, engine: str, how: str) -> None:
     wait_until(is_down, SECONDS)
     assert max(fail(mnt, number) for number in range(2, 8)) < AT_ONCE_S
     check_cached()
-    wait_until(lambda: client.status(mnt)["state"] == "offline", SECONDS)
 
     client.reboot(mnt)
     client.mount(site.url(0), mnt, *options)
     check_cached()
+    assert client.status(mnt)["state"] == "offline"
     wait_until(is_down, SECONDS)
     assert max(fail(mnt, number) for number in range(2, 8)) < AT_ONCE_S
 
@@ -232,6 +233,57 @@ def test_offline(site: Site, client: Client, engine: str, how: str) -> None:
     read(mnt, 9)
     print(f"{how}: ok again after {time.monotonic() - back_s:.1f} s")
     client.ok("umount", mnt)
+
+
+SECURE = """
+server {{
+    listen 443 ssl;
+    ssl_certificate {pem};
+    ssl_certificate_key {pem};
+    root /srv/cvfs;
+    location / {{ auth_basic "nodes"; auth_basic_user_file {users}; }}
+    location /away/ {{ rewrite ^/away(.*)$ http://{plain}$1 redirect; }}
+    location /moved/ {{ rewrite ^/moved(.*)$ https://{plain}:8443$1 redirect; }}
+}}
+server {{
+    listen 8443 ssl;
+    ssl_certificate {pem};
+    ssl_certificate_key {pem};
+    root /srv/cvfs;
+    location / {{ if ($http_authorization) {{ return 403; }} }}
+}}
+"""
+
+
+def test_https_with_an_own_authority_and_credentials_also_by_a_proxy(site: Site, client: Client) -> None:
+    top, number = client.top, len(site.lab.nodes) + 1
+    address = f"10.77.0.{number}"
+    pem, users, credentials = top / "server.pem", top / "users", top / "credentials.toml"
+    pem.write_bytes(make_certificate(address))
+    users.write_text("node:{PLAIN}secret\n")
+    credentials.write_text(f'["https://{address}"]\nuser = "node"\npassword = "secret"\n')
+    credentials.chmod(0o600)
+    server = site.lab.nginx("secure", site.store.path, more=SECURE.format(pem=pem, users=users, plain=address))
+    assert server.node.ipv4 == address
+    url = f"https://{address}"
+    assert "certificate not accepted" in client.refused("mount", url, _empty(client))
+    assert "401" in client.refused("mount", url, _empty(client), "--ca", pem)
+    secure = ("--ca", pem, "--credentials", credentials)
+    assert "redirect" in client.refused("mount", f"{url}/away", _empty(client), *secure)
+    for where, options in ((url, ()), (f"{url}/moved", ()), (url, ("--proxies", site.proxy(0)))):
+        mnt = client.mount(where, _empty(client), *secure, *options)
+        read(mnt, 0)
+        client.ok("umount", mnt)
+        shutil.rmtree(client.cache)
+    assert any(f"CONNECT {address}:443" in line for line in site.proxies[0].requests())
+    said = client.log() + str(server.requests())
+    assert "secret" not in said
+
+
+def _empty(client: Client) -> Path:
+    directory = client.top / "mnt"
+    directory.mkdir(exist_ok=True)
+    return directory
 
 
 def _cut(client: Client, how: str) -> None:
