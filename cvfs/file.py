@@ -2,17 +2,16 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import partial
 from operator import attrgetter
 
 from cvfs.cache.large import recipe_of
 from cvfs.errors import FormatError
-from cvfs.fetcher import Fetcher, PageMissing
+from cvfs.fetcher import Fetcher
 from cvfs.format.locations import check_run
-from cvfs.format.pages import Leaf, LocationPage
+from cvfs.format.pages import LocationPage
 from cvfs.format.tree.lookup import Found
 from cvfs.model import Digest, Location
-from cvfs.pieces import Piece, pieces_in_pack
+from cvfs.pieces import Around, InLeaf, InList, Piece
 
 _OFFSET = attrgetter("object_offset")
 
@@ -42,7 +41,7 @@ class File:
         """As `read`, where that needs no wait: a small file that is in memory or in the cache; else None."""
         if self._whole is None:
             return None if offset < self.entry.size else b""
-        data = self._fetcher.piece_nowait(self._whole, self._same_pack)
+        data = self._fetcher.piece_nowait(self._whole, self._in_leaf(self._whole.location))
         return None if data is None else data[offset : offset + length]
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:
@@ -51,7 +50,7 @@ class File:
         if offset >= end:
             return b""
         if self._whole is not None:
-            return (await self._fetcher.piece(self._whole, self._same_pack))[offset:end]
+            return (await self._fetcher.piece(self._whole, self._in_leaf(self._whole.location)))[offset:end]
         data = bytearray(end - offset)  # what no chunk covers is zeros
         for number in self._page_numbers(offset, end):
             locations = await self._locations(number)
@@ -66,13 +65,9 @@ class File:
             return None
         return Piece(Digest(self.entry.content_id), locations[0], None, self.entry.size)
 
-    def _same_pack(self) -> Sequence[Piece]:
-        """What the leaf of a small file has in the file's pack, if the leaf is in memory."""
-        return self._in_leaf(self._content.locations[0])
-
     async def _copy(self, location: Location, locations: Sequence[Location], offset: int, data: bytearray) -> None:
         """Put into `data`, which begins at `offset` of the file, what one chunk has of it."""
-        chunk = await self._fetcher.piece(self._chunk(location), partial(self._neighbours, location, locations))
+        chunk = await self._fetcher.piece(self._chunk(location), self._around(location, locations))
         at = location.object_offset
         first, last = max(offset, at), min(offset + len(data), at + location.length)
         data[first - offset : last - offset] = memoryview(chunk)[first - at : last - at]
@@ -81,18 +76,14 @@ class File:
         assert self._recipe is not None
         return Piece(Digest(location.chunk_id), location, self._recipe, self.entry.size)
 
-    def _neighbours(self, location: Location, locations: Sequence[Location]) -> Sequence[Piece]:
-        """The pieces in the pack of a chunk, as far as the page knows that lists it."""
+    def _around(self, location: Location, locations: Sequence[Location]) -> Around:
+        """What is stored beside a chunk, as far as the page knows that lists it."""
         if self._page_offsets:
-            return [self._chunk(other) for other in locations if other.pack == location.pack]
+            return InList(lambda: list(map(self._chunk, locations)), location.pack)
         return self._in_leaf(location)
 
-    def _in_leaf(self, location: Location) -> Sequence[Piece]:
-        try:
-            leaf = self._fetcher.page_nowait(self._page)
-        except PageMissing:
-            return []
-        return pieces_in_pack(leaf, location.pack) if isinstance(leaf, Leaf) else []
+    def _in_leaf(self, location: Location) -> Around:
+        return InLeaf(self._fetcher.page_nowait, self._page, location.pack)
 
     def _page_numbers(self, offset: int, end: int) -> range:
         """The numbers of the location pages that speak of the range; 0 alone where the record itself says it all."""

@@ -4,16 +4,18 @@ That the pack's hash was right proves only that a publisher wrote it. The cache 
 publishers need not trust each other, so what is kept under a content id must have it.
 """
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from itertools import takewhile
+from typing import NamedTuple, Protocol
 
 from cvfs.cache import Cache
 from cvfs.cache.large import recipe_of
 from cvfs.errors import IntegrityError
 from cvfs.format.blob import digest
-from cvfs.format.locations import resolve
-from cvfs.format.pages import Leaf
+from cvfs.format.locations import WireContent, resolve
+from cvfs.format.pages import Leaf, Page
+from cvfs.missing import Missing
 from cvfs.model import BlobRef, Content, Digest, Entry, Location
 
 _BATCH_BYTES = 2 << 20
@@ -48,15 +50,85 @@ def pieces_of(entry: Entry, content: Content) -> Iterator[Piece]:
         yield Piece(Digest(location.chunk_id), location, recipe, entry.size)
 
 
-def pieces_in_pack(leaf: Leaf, pack: BlobRef) -> list[Piece]:
-    """All pieces that the records of `leaf` have in `pack`."""
-    number = leaf.packs.index(pack)
-    found = []
+def pieces_in_pack(leaf: Leaf, number: int) -> Iterator[Piece]:
+    """All pieces that the records of `leaf` have in pack number `number` of its list."""
+    pack = leaf.packs[number]
     for group in leaf.groups:
         for entry, wire in zip(group.entries, group.contents, strict=True):
-            if wire is not None and any(location.pack == number for location in wire.locations):
-                found += [piece for piece in pieces_of(entry, resolve(wire, leaf.packs)) if piece.location.pack == pack]
-    return found
+            if wire is None or not _uses(wire, number):
+                continue
+            yield from (piece for piece in pieces_of(entry, resolve(wire, leaf.packs)) if piece.location.pack == pack)
+
+
+def _uses(wire: WireContent, number: int) -> bool:
+    locations = wire.locations
+    if len(locations) == 1:  # as nearly all have
+        return locations[0].pack == number
+    return any(location.pack == number for location in locations)
+
+
+class Around(Protocol):
+    """What is stored beside a piece, as far as its reader knows."""
+
+    def same_pack(self) -> Sequence[Piece]:
+        """The pieces in its pack."""
+
+    def previous_pack(self) -> BlobRef | None:
+        """The pack that comes before its own in the order of the tree."""
+
+    def next_pack(self) -> "tuple[Piece, Around] | None":
+        """A piece in the pack that comes after its own, and what is around that."""
+
+
+class InLeaf(NamedTuple):
+    """Around a piece in `pack`: what the leaf `page` lists, if `load` has it in memory."""
+
+    load: Callable[[BlobRef], Page]
+    page: BlobRef
+    pack: BlobRef
+
+    def same_pack(self) -> Sequence[Piece]:
+        leaf = self._leaf()
+        return [] if leaf is None else list(pieces_in_pack(leaf, leaf.packs.index(self.pack)))
+
+    def previous_pack(self) -> BlobRef | None:
+        leaf = self._leaf()
+        number = 0 if leaf is None else leaf.packs.index(self.pack)
+        return leaf.packs[number - 1] if leaf is not None and number else None
+
+    def next_pack(self) -> tuple[Piece, Around] | None:
+        leaf = self._leaf()
+        number = 0 if leaf is None else leaf.packs.index(self.pack) + 1
+        if leaf is None or number == len(leaf.packs):
+            return None
+        return next(pieces_in_pack(leaf, number)), self._replace(pack=leaf.packs[number])
+
+    def _leaf(self) -> Leaf | None:
+        try:
+            leaf = self.load(self.page)
+        except Missing:
+            return None
+        return leaf if isinstance(leaf, Leaf) else None
+
+
+class InList(NamedTuple):
+    """Around a chunk in `pack`: the `chunks` of one location page."""
+
+    chunks: Callable[[], Sequence[Piece]]
+    pack: BlobRef
+
+    def same_pack(self) -> Sequence[Piece]:
+        return [chunk for chunk in self.chunks() if chunk.location.pack == self.pack]
+
+    def previous_pack(self) -> BlobRef | None:
+        before = list(takewhile(lambda pack: pack != self.pack, (chunk.location.pack for chunk in self.chunks())))
+        return before[-1] if before else None
+
+    def next_pack(self) -> tuple[Piece, Around] | None:
+        chunks = iter(self.chunks())
+        own = next((chunk for chunk in chunks if chunk.location.pack == self.pack), None)
+        after = next((chunk for chunk in chunks if own and chunk.location.pack != self.pack), None)
+        return after and (after, self._replace(pack=after.location.pack))
 
 
 class Pack:
@@ -64,6 +136,7 @@ class Pack:
 
     def __init__(self, ref: BlobRef, plain: bytes) -> None:
         self.ref, self.plain = ref, plain
+        self.was_read = False
         self._right: set[tuple[Digest, int, int]] = set()
         self._kept: set[Hashable] = set()
 

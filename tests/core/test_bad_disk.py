@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cvfs import fetcher as fetcher_module
+from cvfs.fetcher import packs as packs_module
 from tests.cache.disks import fill, needs_root, remount, small_disk
 from tests.core.test_fetcher import ALL, LARGE
 from tests.core.world import Client, World, no_server, until
@@ -31,7 +31,7 @@ async def read_all(client: Client) -> None:
 def test_full_disk_degrades_and_recovers(
     world: World, size: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetcher_module, "_REST_S", 0.0)
+    monkeypatch.setattr(packs_module, "_REST_S", 0.0)
     world.publish(ALL)
 
     async def work(client: Client) -> None:
@@ -69,7 +69,7 @@ def test_full_disk_from_the_start(world: World) -> None:
 
 @needs_root
 def test_read_only_cache_reads_and_is_written_again_once_it_can(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetcher_module, "_REST_S", 0.0)
+    monkeypatch.setattr(packs_module, "_REST_S", 0.0)
     world.publish(ALL)
 
     async def work(client: Client) -> None:

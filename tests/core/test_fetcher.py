@@ -220,7 +220,7 @@ def test_damage_under_a_client_is_noticed(full: World) -> None:
         await client.read(b"d2/f020")
         path = Path(os.fsdecode(client.cache.objects.path(digest(ALL["d2/f020"]))))
         await until(path.exists)
-        client.fetcher._packs.clear()
+        client.fetcher._packs.packs.clear()
         overwritten(path)
         assert await client.read(b"d2/f020") == ALL["d2/f020"]
         assert client.cache.objects.lost == 1
@@ -319,8 +319,8 @@ def test_memory_for_packs_and_pieces_is_bounded(world: World) -> None:
         async with trio.open_nursery() as nursery:
             for name in names:
                 nursery.start_soon(client.read, name)
-        assert client.fetcher._packs.weight <= 12 * MIB
-        assert client.fetcher._pieces.weight <= 12 * MIB
+        assert client.fetcher._packs.packs.weight <= 12 * MIB
+        assert client.fetcher._packs.pieces.weight <= 12 * MIB
 
     world.run(work)
     assert world.read(*names) == list(files.values())

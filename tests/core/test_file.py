@@ -110,7 +110,7 @@ def test_open_files_hold_no_pages(world: World) -> None:
             file = await fs.bring(lambda inode=inode: fs.file_nowait(inode))
             assert bytes(await file.read(0, 10)) == b"%d" % i
             assert not [name for name, value in vars(file).items() if hasattr(value, "groups")]
-        assert client.fetcher._pages.weight <= 1200
+        assert client.fetcher._pages.memory.weight <= 1200
 
     world.run(work, budget=Budget(entries=1200))
 

@@ -221,7 +221,7 @@ def test_hundred_thousand_names(world: World) -> None:
         items = await client.items(b"")
         assert [item.name for item in items[2:]] == [b"%06d" % i for i in range(100_000)]
         assert len({item.node.inode for item in items}) == 100_001
-        assert client.fetcher._pages.weight <= 8000
+        assert client.fetcher._pages.memory.weight <= 8000
 
     world.run(work, budget=Budget(entries=8000))
 

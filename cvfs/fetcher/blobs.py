@@ -1,0 +1,87 @@
+"""Stored blobs: asked of the mirrors once, whichever process wants them; and the threads that work on them."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import trio
+
+from cvfs.cache import Cache
+from cvfs.cache.locks import NO_LOCK, Lock
+from cvfs.errors import CacheError, IntegrityError
+from cvfs.flights import Flights
+from cvfs.mirrors import Mirrors
+from cvfs.model import BlobRef
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_THREADS = 8
+_LOCK_POLL_S = 0.01
+_QUIET_S = 60.0
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start. A hit is a piece or page that was in memory or in the cache; a miss needed a mirror. `ahead` are
+    the packs that were brought before anyone asked for them."""
+
+    hits: int = 0
+    misses: int = 0
+    fetched_blobs: int = 0
+    fetched_bytes: int = 0
+    ahead: int = 0
+    uncached: int = 0
+    integrity_errors: int = 0
+
+
+class Blobs:
+    """What pages and pieces need alike: mirrors, cache, flights that run in `nursery`, threads, and counters."""
+
+    def __init__(self, mirrors: Mirrors, cache: Cache, nursery: trio.Nursery, deadline_s: float) -> None:
+        self._mirrors = mirrors
+        self.cache = cache
+        self.nursery = nursery
+        self.flights = Flights(nursery)
+        self.counters = Counters()
+        self._deadline_s = deadline_s
+        self._threads = trio.CapacityLimiter(_THREADS)
+        self._quiet_until = 0.0
+
+    def deadline(self) -> float:
+        """Of what is begun now, on trio's clock."""
+        return trio.current_time() + self._deadline_s
+
+    async def fetch(self, ref: BlobRef, deadline: float) -> bytes:
+        """The stored bytes of a blob, verified."""
+        try:
+            stored = await self._mirrors.fetch_blob(ref, deadline - trio.current_time())
+        except IntegrityError:
+            self.counters.integrity_errors += 1
+            raise
+        self.counters.fetched_blobs += 1
+        self.counters.fetched_bytes += len(stored)
+        return stored
+
+    async def lock(self, ref: BlobRef, deadline: float) -> Lock:
+        """Be the one process that fetches `ref`. One that takes more than half of the time is not waited for."""
+        with trio.move_on_at(deadline - self._deadline_s / 2):
+            while True:
+                lock = self.cache.locks.try_lock(ref.id)
+                if lock is not None:
+                    return lock
+                await trio.sleep(_LOCK_POLL_S)
+        return NO_LOCK
+
+    async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        return await trio.to_thread.run_sync(work, *args, limiter=self._threads)
+
+    def degraded(self, error: CacheError) -> None:
+        """The disk failed: say so once a minute, and go on without it."""
+        self.counters.uncached += 1
+        if time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + _QUIET_S
+            log.warning("%s: serving uncached", error)

@@ -1,0 +1,170 @@
+"""Pieces by id: from memory, else from the cache, else out of a pack from a mirror; each pack brought once."""
+
+import logging
+import math
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import ExitStack
+from functools import partial
+
+import trio
+
+from cvfs import pieces
+from cvfs.cache.memory import Memory
+from cvfs.errors import CacheError, CvfsError, IntegrityError, TooSlowError
+from cvfs.fetcher.ahead import follows
+from cvfs.fetcher.blobs import Blobs
+from cvfs.flights import Room
+from cvfs.format.blob import unseal
+from cvfs.model import BlobRef, Digest
+from cvfs.pieces import Around, Pack, Piece
+
+log = logging.getLogger(__name__)
+
+INLINE_BYTES = 256 << 10
+"""A piece up to this size is read from the cache at once, in the loop: 70 us at most, where a thread costs 145 us."""
+
+_ONE_REQUEST_BYTES = 128 << 10
+"""What the kernel asks for at once, unless a larger size was agreed on."""
+
+_UNDER_WAY_BYTES = 32 << 20
+"""Of packs, stored and plain, from when they are asked for until they are in the cache: bounds memory, whether the net
+or the disk is the slower one. A guess: 16 packs of small files, 4 of large ones."""
+
+_REST_S = 1.0
+"""For how long a disk that has failed is not written to."""
+
+
+class Packs:
+    """The pieces of one repository; up to `data_bytes` in memory, half of it packs. Errors as of `Fetcher`."""
+
+    def __init__(self, blobs: Blobs, data_bytes: int) -> None:
+        self._blobs, self._cache, self._counters = blobs, blobs.cache, blobs.counters
+        self._under_way = Room(_UNDER_WAY_BYTES)
+        self.packs: Memory[Digest, Pack] = Memory(data_bytes // 2)
+        self.pieces: Memory[Hashable, bytes] = Memory(data_bytes // 2)
+        self._resting_until = -math.inf
+
+    def piece_nowait(self, piece: Piece, around: Around) -> bytes | memoryview | None:
+        """The piece, if it is in memory, or small and in the cache; else None."""
+        data = self._in_memory(piece, around)
+        if data is None and piece.location.length <= INLINE_BYTES:
+            data = self._hold(piece, self._in_cache(piece))
+        if data is not None:
+            self._counters.hits += 1
+        return data
+
+    async def piece(self, piece: Piece, around: Around) -> bytes | memoryview:
+        """The piece; if its pack has to be brought, what else is in it according to `around` is kept as well."""
+        data = self.piece_nowait(piece, around)
+        if data is None and piece.location.length > INLINE_BYTES:
+            data = await self._load(piece)
+        while data is None:
+            pack = await self._join(piece, around)
+            if pack is not None:
+                self._counters.misses += 1
+                return self._serve(pack, piece, around)
+            data = await self._load(piece)
+        return data
+
+    async def _join(self, piece: Piece, around: Around) -> Pack | None:
+        """The flight of a piece's pack."""
+        key = "pack", piece.location.pack.id
+        return await self._blobs.flights.join(key, lambda: self._bring(piece, around))
+
+    def _in_memory(self, piece: Piece, around: Around) -> bytes | memoryview | None:
+        data = self.pieces.get(piece.key)
+        if data is not None:
+            return data
+        pack = self.packs.get(piece.location.pack.id)
+        return None if pack is None else self._serve(pack, piece, around)
+
+    async def _load(self, piece: Piece) -> bytes | None:
+        """The piece from the cache; read and verified once for all of the kernel's requests that it answers."""
+        load = partial(self._blobs.in_thread, self._in_cache, piece)
+        data = self._hold(piece, await self._blobs.flights.join(("piece", piece.key), load))
+        self._counters.hits += data is not None
+        return data
+
+    def _in_cache(self, piece: Piece) -> bytes | None:
+        try:
+            return pieces.load(self._cache, piece)
+        except CacheError as error:
+            self._blobs.degraded(error)
+            return None
+
+    def _hold(self, piece: Piece, data: bytes | None) -> bytes | None:
+        """Keep what the kernel will ask for in several requests, so that it is verified only once for them."""
+        if data is not None and len(data) > _ONE_REQUEST_BYTES:
+            self.pieces.put(piece.key, data, len(data))
+        return data
+
+    def _serve(self, pack: Pack, piece: Piece, around: Around) -> memoryview:
+        """The piece out of its pack. Whoever reads from memory sees to it that the cache has it, too."""
+        try:
+            data = pack.cut(piece)
+        except IntegrityError:
+            self._counters.integrity_errors += 1
+            raise
+        if not pack.is_kept(piece):
+            self._keep(pack, [piece, *around.same_pack()], lambda: None)
+        if not pack.was_read:
+            pack.was_read = True
+            self._read_ahead(around)
+        return data
+
+    def _read_ahead(self, around: Around) -> None:
+        """A pack is read for the first time: if that follows the one before it, begin to bring the one behind it."""
+        following = around.next_pack() if follows(around, self.packs) else None
+        if following is not None and self.packs.get(following[0].location.pack.id) is None:
+            self._counters.ahead += 1
+            self._blobs.nursery.start_soon(self._bring_ahead, *following)
+
+    async def _bring_ahead(self, piece: Piece, around: Around) -> None:
+        try:
+            await self._join(piece, around)
+        except CvfsError as error:
+            log.debug("reading ahead: %s", error)  # who needs it will hear of it
+
+    async def _bring(self, piece: Piece, around: Around) -> Pack | None:
+        """The piece's pack; None if the piece is in the cache: another process has just put it there."""
+        blobs, deadline = self._blobs, self._blobs.deadline()
+        ref = piece.location.pack
+        with ExitStack() as held:
+            held.callback((await blobs.lock(ref, deadline)).release)
+            if await blobs.in_thread(self._in_cache, piece) is not None:
+                return None
+            held.callback(await self._make_room(ref, deadline))
+            stored = await blobs.fetch(ref, deadline)
+            pack = Pack(ref, await blobs.in_thread(unseal, ref, stored, "a mirror"))
+            self.packs.put(ref.id, pack, len(pack.plain))
+            self._keep(pack, [piece, *around.same_pack()], held.pop_all().close)
+        return pack
+
+    def _keep(self, pack: Pack, wanted: Iterable[Piece], done: Callable[[], None]) -> None:
+        """Put pieces into the cache while their readers go on, then call `done`."""
+        if trio.current_time() < self._resting_until:
+            done()
+        else:
+            self._blobs.nursery.start_soon(self._explode, pack, pack.begin_to_keep(wanted), done)
+
+    async def _explode(self, pack: Pack, parts: list[Piece], done: Callable[[], None]) -> None:
+        try:
+            with trio.CancelScope(shield=True):  # what was read is cached, also if its reader ends the client at once
+                wrong = await self._blobs.in_thread(pieces.store, self._cache, parts, pack.plain)
+            self._counters.integrity_errors += len(wrong)
+            for error in wrong:
+                log.error("the publisher's fault: %s", error)
+        except CacheError as error:
+            pack.fail_to_keep(parts)
+            self._resting_until = trio.current_time() + _REST_S
+            self._blobs.degraded(error)
+        finally:
+            done()
+
+    async def _make_room(self, ref: BlobRef, deadline: float) -> Callable[[], None]:
+        """Wait until the pack may be under way with the others that are; returns what ends that."""
+        size = ref.stored_size + ref.plain_size
+        with trio.move_on_at(deadline):
+            await self._under_way.take(size)
+            return partial(self._under_way.give_back, size)
+        raise TooSlowError(f"pack {ref.id.hex()}", "too many packs before this one")
