@@ -156,6 +156,7 @@ def publish_command(
     keys = None if dry_run else find_keys(opened, keys_dir)
     if keys is not None:
         check_apart(tree, {"key directory": keys.directory})
+        keys.unlock()
     with opened.lock(_say_waiting if wait else None), _watching(not quiet and not as_json) as watch:
         report = publish(opened, tree, kept, options, now_s(), watch, keys)
     if as_json:

@@ -14,6 +14,7 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from securesystemslib.signer import CryptoSigner
 
 from cvfs.errors import ConfigError
@@ -54,6 +55,8 @@ class Keys:
     directory: Path
     root_paths: tuple[Path, ...] = ()
     ask: Callable[[str], str] = ask_environment
+    _passphrases: list[str] = field(default_factory=list, repr=False)
+    """Those that were told already: keys often share one, and nobody wants to type it three times."""
     _known: dict[Path, CryptoSigner] = field(default_factory=dict, repr=False)
 
     def path(self, role: str) -> Path:
@@ -80,6 +83,15 @@ class Keys:
             return [(f"${variable}", self._decode(_decode_variable(os.environ[variable], variable), variable))]
         return [(str(path), self.load(path)) for path in self.candidates(role)]
 
+    def unlock(self) -> None:
+        """Ask for the passphrases of all keys but the root's now: later there may be something else on the terminal.
+
+        Raises ConfigError: a key cannot be read.
+        """
+        for role in ROLES:
+            if role != "root":
+                self.signers(role)
+
     def load(self, path: Path) -> CryptoSigner:
         """The key in `path`. Raises ConfigError."""
         if path not in self._known:
@@ -88,6 +100,8 @@ class Keys:
 
     def add(self, path: Path, passphrase: str | None) -> CryptoSigner:
         """The key in `path`, made now if there is none. Raises ConfigError."""
+        if passphrase and passphrase not in self._passphrases:
+            self._passphrases.append(passphrase)
         if not path.exists():
             self._write(path, Ed25519PrivateKey.generate(), passphrase)
         return self.load(path)
@@ -138,15 +152,31 @@ class Keys:
             raise ConfigError(f"cannot write the key {path}: {error.strerror}") from error
 
     def _decode(self, data: bytes, what: str) -> CryptoSigner:
-        passphrase = self.ask(f"the key in {what}").encode() if b"ENCRYPTED" in data[:64] else None
-        try:
-            key = serialization.load_pem_private_key(data, passphrase)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            reason = "the passphrase is wrong" if passphrase else "it is not a private key in PEM"
-            raise ConfigError(f"cannot use the key in {what}: {reason}") from None  # the cause could quote the key
+        key = self._decrypt(data, what) if b"ENCRYPTED" in data[:64] else _parse(data, None)
+        if key is None:
+            raise ConfigError(f"cannot use the key in {what}: it is not a private key in PEM")
         if not isinstance(key, Ed25519PrivateKey):
             raise ConfigError(f"cannot use the key in {what}: it is not an Ed25519 key")
         return CryptoSigner(key)
+
+    def _decrypt(self, data: bytes, what: str) -> PrivateKeyTypes:
+        for passphrase in self._passphrases:
+            if (key := _parse(data, passphrase)) is not None:
+                return key
+        passphrase = self.ask(f"the key in {what}")
+        key = _parse(data, passphrase)
+        if key is None:
+            raise ConfigError(f"cannot use the key in {what}: the passphrase is wrong")
+        self._passphrases.append(passphrase)
+        return key
+
+
+def _parse(data: bytes, passphrase: str | None) -> PrivateKeyTypes | None:
+    """None if it cannot be: what the library says of why could quote the key."""
+    try:
+        return serialization.load_pem_private_key(data, passphrase.encode() if passphrase is not None else None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
 
 
 def make_directory(path: Path) -> None:
