@@ -120,10 +120,6 @@ class ConfigError(CvfsError):
     """A setting, an option or an argument that cannot be obeyed. Reaches only the command line."""
 
 
-class NoRepositoryError(ConfigError):
-    """The server answered: there is no repository at this address."""
-
-
 class MountError(CvfsError):
     """The kernel, or the state of the mount point, does not allow the mount. Reaches only the command line."""
 

@@ -26,7 +26,6 @@ from cvfs.errors import (
     ExpiredError,
     FormatError,
     IntegrityError,
-    NoRepositoryError,
     StatusError,
     TooLargeError,
     TrustError,
@@ -288,7 +287,7 @@ def _admitted(trusted: Trusted | None, pin: Pin) -> Head | None:
 
 
 def _no_repository(error: StatusError, url: str) -> CvfsError:
-    return NoRepositoryError(f"no repository at {url}: it has no {names.TIMESTAMP} ({error.reason})")
+    return ConfigError(f"no repository at {url}: it has no {names.TIMESTAMP} ({error.reason})")
 
 
 def _check_not_a_web_page(early: bytes | CvfsError | None, url: str) -> None:

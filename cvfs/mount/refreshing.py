@@ -131,7 +131,8 @@ class Refreshing:
 
     async def _refresh_all(self) -> None:
         await self._mounted.reload()
-        refreshers = dict(self._refreshers)
+        shown = {member.label for member in self._mounted.members()}
+        refreshers = {label: one for label, one in self._refreshers.items() if label in shown}
         async with trio.open_nursery() as nursery:
             if ALONE not in refreshers:
                 nursery.start_soon(self._invalidate, Changes([], {ROOT_INODE}))

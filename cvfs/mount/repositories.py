@@ -13,7 +13,7 @@ import trio
 
 from cvfs.cache.index import InodeIndex
 from cvfs.cache.memory import Memory
-from cvfs.errors import ConfigError, CvfsError, NoRepositoryError, PathError
+from cvfs.errors import ConfigError, CvfsError, PathError
 from cvfs.filesystem import FileSystem
 from cvfs.flights import Flights
 from cvfs.forest import NAMES_S
@@ -75,12 +75,12 @@ class Repositories:
         await self._flights.join(None, self._load)
 
     def members(self) -> Sequence[Member]:
-        """Those that are listed or were opened, by name."""
-        return [self._members[label] for label in sorted(self._members)]
+        """Those that are listed, and those that were opened and are allowed, by name."""
+        return [self._members[label] for label in sorted(self._members) if self._may_be_shown(label)]
 
     def member(self, label: str) -> Member | None:
-        """The one with this name, if it is listed or was opened."""
-        return self._members.get(label)
+        """The one of these with this name."""
+        return self._members.get(label) if self._may_be_shown(label) else None
 
     def listed_nowait(self) -> Sequence[Member]:
         self._look()
@@ -97,10 +97,11 @@ class Repositories:
             label = name.decode("ascii")
         except UnicodeDecodeError:
             return None
-        member = self._members.get(label)
-        if member is not None and (label in self._listed_labels or member.opened or label in self._shown.names()):
-            return member
-        return self._unlisted_nowait(label) if self._names.allows(label) else None
+        if label in self._listed_labels:
+            return self._members[label]
+        if not self._names.allows(label):
+            return None
+        return self._members.get(label) or self._unlisted_nowait(label)
 
     def rooted_nowait(self, inode: int) -> Member | None:
         return self._by_root.get(inode)
@@ -115,6 +116,9 @@ class Repositories:
     def opened(self) -> Sequence[FileSystem]:
         return [member.opened.filesystem for member in self._members.values() if member.opened]
 
+    def _may_be_shown(self, label: str) -> bool:
+        return label in self._listed_labels or self._names.allows(label)
+
     def _unlisted_nowait(self, label: str) -> Member:
         member = self._tried.get(label)
         if member is None:
@@ -122,7 +126,7 @@ class Repositories:
             self._tried.put(label, member, 1)
         try:
             member.filesystem_nowait()
-        except NoRepositoryError:
+        except ConfigError:  # there is no such repository, or nobody has said whose it would be
             error = PathError(errno.ENOENT, label)
             error.lasting_s = 0.0
             raise error from None
@@ -147,7 +151,7 @@ class Repositories:
         for label, inode in zip(new, await trio.to_thread.run_sync(self._number, new), strict=True):
             self._add(Member(label, inode, self._flights, self._open, self._is_known(label)))
         self._listed = [self._members[label] for label in sorted(self._names.listed) if label in self._members]
-        self._listed_labels = frozenset(self._names.listed)
+        self._listed_labels = frozenset(member.label for member in self._listed)
         self._stamp_ns, self._looked_at = stamp_ns, time.monotonic()
 
     def _is_known(self, label: str) -> Callable[[], bool]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cvfs import inodes
 from cvfs.cache import Cache
 from cvfs.config import Settings
-from cvfs.errors import CvfsError, NoRepositoryError, PathError, StaleInodeError, UnreachableError
+from cvfs.errors import ConfigError, CvfsError, PathError, StaleInodeError, UnreachableError
 from cvfs.fetcher import Fetcher
 from cvfs.filesystem import FileSystem, Item
 from cvfs.forest import NAMES_S, Forest
@@ -262,7 +262,7 @@ def test_failure_is_told_at_once_until_it_is_time_to_try_again(host: Host, monke
 
 def test_unlisted_names_of_a_domain(host: Host) -> None:
     host.publish({"new.open.org": {b"x": b"data"}})
-    host.failures["none.open.org"] = NoRepositoryError("no repository at http://none")
+    host.failures["none.open.org"] = ConfigError("no repository at http://none")
     host.failures["down.open.org"] = UnreachableError("http://down", "refused")
 
     async def work(forest: Forest, repositories: Repositories) -> None:
@@ -346,7 +346,7 @@ def test_names_whose_numbers_cannot_be_told_apart_are_not_both_shown(
 def test_configuration_that_cannot_be_read_changes_nothing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     async def work(forest: Forest, repositories: Repositories) -> None:
         def fail() -> NoReturn:
-            raise NoRepositoryError("config.toml:1: nonsense")
+            raise ConfigError("config.toml:1: nonsense")
 
         host.names = fail  # type: ignore[method-assign]
         await repositories.load()
