@@ -121,6 +121,7 @@ def member_status(member: Member, refreshing: Refreshing | None) -> dict[str, An
         "repository": manifest.repository,
         "revision": manifest.revision,
         "pinned": opened.site.revision is not None,
+        "pinned_to": None if opened.site.revision is None else str(opened.site.revision),
         "published_s": manifest.published_s,
         "trust": trust_status(client.heads),
         "offline": bool(client.heads.problem),
