@@ -4,6 +4,7 @@ import contextlib
 import mmap
 import os
 import random
+import shutil
 import signal
 import subprocess
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from tests.e2e.host import ROOT, Host, Server, Store, kill, run, wait_until
 from tests.servers import FaultyServer, hang
@@ -57,8 +59,8 @@ def _children(pid: int) -> list[int]:
 class Users:
     """Threads that use a mount until told to stop; `problems` is what they met with."""
 
-    def __init__(self, mount: Path) -> None:
-        self.mount = mount
+    def __init__(self, mount: Path, cache: Path) -> None:
+        self.mount, self.cache = mount, cache
         self.problems: list[str] = []
         self.rounds = 0
         self._stop = threading.Event()
@@ -106,8 +108,9 @@ class Users:
         assert run(self.mount / "run").stdout == b"ran\n"
 
     def _forget(self) -> None:
-        """Have the kernel ask again."""
+        """Have the kernel ask again, and find nothing in the cache, so that it is written to all the time."""
         Path("/proc/sys/vm/drop_caches").write_text("3")
+        shutil.rmtree(self.cache / random.choice(["objects", "large", "blobs"]), ignore_errors=True)
         self._stop.wait(0.2)
 
 
@@ -116,7 +119,7 @@ def test_storm_of_kills(host: Host, filled: Store, count: int) -> None:
     mount = host.mount(filled.path, "--workers", str(count))
     seconds = float(os.environ.get("CVFS_STORM_S", "4"))
     supervisor = supervisor_of(host, mount)
-    with Users(mount) as users:
+    with Users(mount, host.cache) as users:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             with contextlib.suppress(ProcessLookupError, IndexError):
@@ -126,6 +129,14 @@ def test_storm_of_kills(host: Host, filled: Store, count: int) -> None:
     assert users.rounds > 10
     assert host.status(mount)["restarts"] > 5
     host.umount(mount)
+    _check_cache(host.cache)
+
+
+def _check_cache(cache: Path) -> None:
+    """Whenever a worker was killed, what has the name of an object is that object."""
+    objects = [path for path in (cache / "objects").glob("??/*") if len(path.name) == 62]
+    assert objects
+    assert [path for path in objects if blake3(path.read_bytes()).hexdigest() != path.parent.name + path.name] == []
 
 
 def test_kill_in_the_middle_of_a_fetch(host: Host, filled: Store) -> None:
@@ -203,7 +214,7 @@ def test_idle_mount_sleeps(host: Host, filled: Store) -> None:
 
 def test_reload_under_users(host: Host, filled: Store) -> None:
     mount = host.mount(filled.path)
-    with Users(mount) as users:
+    with Users(mount, host.cache) as users:
         before = workers(supervisor_of(host, mount))
         for generation in range(1, 4):
             host.cvfs("reload", mount)
@@ -258,6 +269,31 @@ def test_no_worker_can_start(host: Host, filled: Store, code: Path) -> None:
     assert host.log().count("RuntimeError: broken") < 10
     supervised.write_text(whole)
     wait_until(lambda: _reads(mount / "d1/f1"), timeout_s=40)
+    host.umount(mount)
+
+
+def test_storm_of_kills_before_a_bad_cache(host: Host, filled: Store) -> None:
+    """Workers that are killed, whose successors find a cache that is not theirs: an error, never nothing; it heals."""
+    mount = host.mount(filled.path)
+    supervisor = supervisor_of(host, mount)
+    os.chown(host.cache, 12345, -1)
+    try:
+        for _ in range(5):
+            for pid in workers(supervisor):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+        wait_until(lambda: "answers EIO" in host.log(), timeout_s=20)
+        with pytest.raises(OSError, match="Input/output error"):
+            (mount / "d1/f1").read_bytes()
+        assert 3 <= host.log().count(f"a worker cannot start: the cache {host.cache} belongs to uid 12345") < 12
+    finally:
+        os.chown(host.cache, 0, -1)
+    for path in host.cache.rglob("*"):
+        if path.is_file() and random.random() < 0.5:
+            path.write_bytes(random.randbytes(100))
+    wait_until(lambda: _reads(mount / "d1/f1"), timeout_s=40)
+    assert all((mount / name).read_bytes() == data for name, data in SMALL.items())
     host.umount(mount)
 
 
