@@ -1,9 +1,9 @@
 """Pieces by id: from memory, else from the cache, else out of a pack from a mirror; each pack brought once."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Hashable, Iterable
-from contextlib import ExitStack
 from functools import partial
 
 import trio
@@ -42,6 +42,7 @@ class Packs:
         self._under_way = Room(_UNDER_WAY_BYTES)
         self.packs: Memory[Digest, Pack] = Memory(data_bytes // 2)
         self.pieces: Memory[Hashable, bytes] = Memory(data_bytes // 2)
+        self._ahead: set[Digest] = set()
         self._resting_until = -math.inf
 
     def piece_nowait(self, piece: Piece, around: Around) -> bytes | memoryview | None:
@@ -115,21 +116,26 @@ class Packs:
     def _read_ahead(self, around: Around) -> None:
         """A pack is read for the first time: if that follows the one before it, begin to bring the one behind it."""
         following = around.next_pack() if follows(around, self.packs) else None
-        if following is not None and self.packs.get(following[0].location.pack.id) is None:
-            self._counters.ahead += 1
+        if following is None:
+            return
+        pack_id = following[0].location.pack.id
+        if pack_id not in self._ahead and self.packs.get(pack_id) is None:
+            self._ahead.add(pack_id)
             self._blobs.nursery.start_soon(self._bring_ahead, *following)
 
     async def _bring_ahead(self, piece: Piece, around: Around) -> None:
         try:
-            await self._join(piece, around)
+            self._counters.ahead += await self._join(piece, around) is not None
         except CvfsError as error:
             log.debug("reading ahead: %s", error)  # who needs it will hear of it
+        finally:
+            self._ahead.discard(piece.location.pack.id)
 
     async def _bring(self, piece: Piece, around: Around) -> Pack | None:
         """The piece's pack; None if the piece is in the cache: another process has just put it there."""
         blobs, deadline = self._blobs, self._blobs.deadline()
         ref = piece.location.pack
-        with ExitStack() as held:
+        with contextlib.ExitStack() as held:
             held.callback((await blobs.lock(ref, deadline)).release)
             if await blobs.in_thread(self._in_cache, piece) is not None:
                 return None
