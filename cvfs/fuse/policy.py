@@ -41,7 +41,7 @@ class Recovery:
             self._failures, self.retry_at = 0, now
             return
         first_s, longest_s = BACKOFF_S
-        self.retry_at = now + min(first_s * 2**self._failures, longest_s)
+        self.retry_at = now + min(first_s * 2.0 ** min(self._failures, 20), longest_s)
         self._failures += 1
         if is_down and self._failures >= FAILURES:
             self.is_hopeless = True
