@@ -389,6 +389,19 @@ def test_every_fetch_ends(errors: list[FetchError], mirrors: int, groups: list[i
     assert tries <= 40 * len(rig.routes)
 
 
+@given(st.lists(st.tuples(st.integers(0, 7), ERRORS | st.none(), st.floats(0, 20)), max_size=12))
+def test_the_quick_way_to_decide_says_the_same(events: list[tuple[int, FetchError | None, float]]) -> None:
+    rig, now = Rig(2, (2, 2)), 0.0
+    for number, error, passed_s in events:
+        now += passed_s
+        if error is None:
+            rig.routes[number].record(None, now, 0.5)
+        else:
+            Plan(rig.routes, now + 30).record_failure(rig.routes[number], error, now, 0.5)
+    nobody = Site("http://nobody", 9)
+    assert Plan(rig.routes, now + 30).decide(now) == Plan(rig.routes, now + 30, first=nobody).decide(now)
+
+
 @given(st.lists(st.tuples(ERRORS | st.none(), st.floats(0, 20))), st.floats(0, 1, exclude_max=True))
 def test_whatever_happened_what_answers_is_asked(events: list[tuple[FetchError | None, float]], dice: float) -> None:
     """No history closes a way for good: once all answers are good, nothing is refused."""

@@ -17,7 +17,7 @@ import trio
 
 from cvfs.errors import ConfigError, IntegrityError, TransportError
 from cvfs.mirrors.health import PATIENCE_S, FetchError, Health
-from cvfs.mirrors.plan import Proxy, Route, Site
+from cvfs.mirrors.plan import Proxy, Route, Site, preference
 from cvfs.transport import ENVIRONMENT, Transport, check_base_url, check_proxy, origin_of
 from cvfs.trust import names
 
@@ -37,8 +37,10 @@ _NEARER_FACTOR, _NEARER_S = 1.5, 0.01
 class Routes:
     """The ways to the mirrors of one repository: every mirror by every proxy."""
 
-    def __init__(self, sites: Sequence[Site], ways: Sequence[Route]) -> None:
-        self.sites, self.ways = sites, ways
+    def __init__(self, sites: Sequence[Site], ways: Iterable[Route]) -> None:
+        self.sites = sites
+        self.ways = sorted(ways, key=preference)
+        """In order of preference. Replaced, never changed: fetches look at it."""
 
     @property
     def is_stuck(self) -> bool:
@@ -52,6 +54,7 @@ class Routes:
             if rank != site.rank:
                 log.debug("mirror %s is now number %d", site.url, rank + 1)
             site.rank = rank
+        self.ways = sorted(self.ways, key=preference)
 
     def _latency_of(self, site: Site) -> float | None:
         known = [way.health.latency_s for way in self.ways if way.site is site and way.health.latency_s is not None]

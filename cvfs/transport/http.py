@@ -20,7 +20,7 @@ from cvfs.transport.connect import Connector
 from cvfs.transport.connections import Adapter, check_ca_file, current
 from cvfs.transport.credentials import Credentials
 from cvfs.transport.failures import FOREIGN_ERRORS, is_timeout, translate
-from cvfs.transport.url import DIRECT, ENVIRONMENT, find_redirect, origin_of
+from cvfs.transport.url import DIRECT, ENVIRONMENT, find_redirect
 
 MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -113,10 +113,9 @@ class Http:
             return {}
         if proxy != ENVIRONMENT:
             return {"http": proxy, "https": proxy}
-        parts = urlsplit(url)
-        origin = origin_of(url)
+        origin = "/".join(url.split("/", 3)[:3])
         if origin not in self._environment:
-            self._environment[origin] = _find_environment_proxies(url, parts.hostname or "")
+            self._environment[origin] = _find_environment_proxies(url)
         return self._environment[origin]
 
     def _name_proxy(self, url: str, proxy: str) -> str | None:
@@ -134,8 +133,9 @@ def _make_request(url: str, headers: dict[str, str]) -> requests.PreparedRequest
     return request
 
 
-def _find_environment_proxies(url: str, host: str) -> dict[str, str]:
+def _find_environment_proxies(url: str) -> dict[str, str]:
     """What http_proxy, https_proxy and no_proxy say; never a proxy for this machine itself: it could not reach that."""
+    host = urlsplit(url).hostname or ""
     if host in ("localhost", "::1") or host.startswith("127."):
         return {}
     return requests.utils.get_environ_proxies(url)
