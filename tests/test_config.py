@@ -271,7 +271,10 @@ def test_file_is_written_as_a_whole(etc: Path) -> None:
     (etc / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot write .*: (Not a directory|File exists)"):
         write_file(etc / "file" / "x.toml", {})
-    assert os.listdir(path.parent) == ["new.toml"]
+    (etc / "repositories.d/taken.toml").mkdir()
+    with pytest.raises(ConfigError, match="Is a directory"):
+        write_file(etc / "repositories.d/taken.toml", {})
+    assert sorted(os.listdir(path.parent)) == ["new.toml", "taken.toml"]
 
 
 def test_line_of_a_key_that_is_gone(etc: Path) -> None:

@@ -46,7 +46,7 @@ def command(
     With --all there is no URL: DIRECTORY/NAME is each repository that is configured, opened when it is first used.
     """
     if every or is_of_all(options):
-        request = _request_all(Path(url) if directory is None else directory, options)
+        request = _request_all("" if directory is None else url, Path(url) if directory is None else directory, options)
     else:
         request = _request_one(url, directory, options)
     request = apply_options(request, options)
@@ -67,13 +67,14 @@ def _request_one(url: str, directory: Path | None, options: Sequence[str]) -> Mo
     return MountRequest(location, _resolve(directory), settings, source=source)
 
 
-def _request_all(directory: Path, options: Sequence[str]) -> MountRequest:
-    """The options go with the request: what holds for a repository is known only when it is opened."""
+def _request_all(source: str, directory: Path, options: Sequence[str]) -> MountRequest:
+    """The options go with the request: what holds for a repository is known only when it is opened. `source` is what
+    mount(8) was told to mount: by it, it knows what is mounted already."""
     said = common.options_said() | settings_among(options)
     settings = common.configuration(said).settings()
     if settings.which is not None:
         raise ConfigError("a revision is one of a repository: pin it in its file of the configuration")
-    return MountRequest("", _resolve(directory), settings, all=True, options=said)
+    return MountRequest("", _resolve(directory), settings, source=source, all=True, options=said)
 
 
 def _resolve(directory: Path) -> Path:

@@ -7,7 +7,7 @@ SPEC is the name of a configured repository, or an address. `cvfs setup` install
 
 import getopt
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from cvfs import cli
@@ -30,12 +30,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0)  # "fake": mount(8) does everything but this
     spec, directory = words
     given = [word for name, value in options if name == "-o" for word in value.split(",")]
+    if any(name == "-s" for name, _ in options):
+        given = _known(given)
     # mount(8) says rw where nothing is said.
     wanted = ",".join(word for word in given if word != "rw")
     try:
         cli.main(["mount", "-o", wanted, "--", spec, directory], "mount.cvfs")
     except SystemExit as end:
         sys.exit(end.code and _FAILED)
+
+
+def _known(words: Iterable[str]) -> list[str]:
+    """Those that mean something to cvfs: mount(8)'s -s is to overlook all others."""
+    from cvfs.mount.request import is_option
+
+    return [word for word in words if is_option(word)]
 
 
 if __name__ == "__main__":

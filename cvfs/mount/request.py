@@ -87,6 +87,16 @@ def is_of_all(options: Iterable[str]) -> bool:
     return "all" in _words(options)
 
 
+def is_option(word: str) -> bool:
+    """Whether a word of mount(8) means anything, or is known to mean nothing here."""
+    return (
+        word in _SETTERS
+        or word in _IGNORED
+        or word.startswith(("x-", "X-", "comment="))
+        or _as_setting(word) is not None
+    )
+
+
 def apply_options(request: MountRequest, options: Iterable[str]) -> MountRequest:
     """`request` as the comma-separated words of mount(8) change it, the settings among them aside.
 
@@ -97,7 +107,7 @@ def apply_options(request: MountRequest, options: Iterable[str]) -> MountRequest
             request = replace(request, **_SETTERS[word])
         elif word == "rw":
             raise ConfigError("a cvfs mount is read-only: leave out -o rw")
-        elif word not in _IGNORED and not word.startswith(("x-", "X-", "comment=")) and not _as_setting(word):
+        elif not is_option(word):
             raise ConfigError(f"unknown mount option {word!r}: known are {', '.join(sorted(_SETTERS))}, and settings")
     return request
 

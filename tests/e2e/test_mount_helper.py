@@ -104,6 +104,15 @@ def _check_fstab(machine: Machine, point: Path) -> None:
     fstab.write_text(f"{NAME} {point} cvfs uid=nobody-here 0 0\n")
     refused = machine("mount", "-T", fstab, point, check=False)
     assert (refused.returncode, b"uid: wanted a user" in refused.stderr) == (_FAILED, True)
+    fstab.write_text(f"every {point} cvfs all,refresh_s=90 0 0\n")
+    for _ in range(2):
+        machine("mount", "-T", fstab, "-a")
+    assert [source for source, _ in machine.mounts().values()] == ["every"]
+    assert machine("cat", point / NAME / "hello").stdout == b"hello\n"
+    machine("umount", point)
+    sloppy = machine("mount", "-s", "-t", "cvfs", NAME, point, "-o", "nonsense=1,uid=5")
+    assert (sloppy.stderr, machine("stat", "-c", "%u", point / "hello").stdout) == (b"", b"5\n")
+    machine("umount", point)
 
 
 def test_automounter(machine: Machine) -> None:
