@@ -49,6 +49,7 @@ class Refresher:
         self._wanted = trio.Event()
         self._done = trio.Event()
         self.count = 0
+        self._is_busy = False
         self.problem = ""
         client.mirrors.network.listeners.append(self._someone_answers_again)
 
@@ -56,15 +57,16 @@ class Refresher:
         if self._client.heads.problem:
             self._wanted.set()
 
-    def request(self) -> None:
-        """Have the newest revision looked for. `count` has grown when that is done."""
+    def request(self) -> int:
+        """Have the newest revision looked for. When that is done, `count` is greater than what is returned: what is
+        under way now may have asked before there was news."""
         self._wanted.set()
+        return self.count + self._is_busy
 
     async def now(self) -> None:
         """Return when the newest revision has been looked for."""
-        count = self.count
-        self.request()
-        while self.count == count:
+        before = self.request()
+        while self.count <= before:
             await self._done.wait()
 
     async def run(self) -> None:
@@ -81,7 +83,7 @@ class Refresher:
             await self._try()
 
     async def _try(self) -> None:
-        was_troubled = bool(self._client.heads.problem)
+        was_troubled, self._is_busy = bool(self._client.heads.problem), True
         try:
             await self.refresh()
         except CvfsError as error:
@@ -89,7 +91,7 @@ class Refresher:
             self._client.heads.complain(error)
         if was_troubled and not self.problem:
             log.info("%s answers again", self._client.url)
-        self.count += 1
+        self.count, self._is_busy = self.count + 1, False
         self._done.set()
         self._done = trio.Event()
 

@@ -39,7 +39,7 @@ class Refreshing:
         self._invalidate, self._announce, self._nursery = invalidate, announce, nursery
         self._refreshers: dict[str, Refresher] = {}
         self._tries: dict[str, int] = {}
-        self._rounds = 0
+        self._rounds = self._rounds_begun = 0
         self._problem = ""
 
     async def run(self) -> None:
@@ -60,16 +60,16 @@ class Refreshing:
         show as well. "refreshes" of the answer has grown, in the status, when that is done; None: there is no such."""
         if label is None:
             self._nursery.start_soon(self._refresh_all)
-            return {"refreshes": self._rounds}
+            self._rounds_begun += 1
+            return {"refreshes": self._rounds_begun - 1}
         member = self._mounted.member(label)
         if member is None:
             return {"refreshes": None}
-        answer = {"refreshes": self.count(label)}
+        tries = self._tries.get(label, 0)
         if label in self._refreshers:
-            self._refreshers[label].request()
-        else:
-            self._nursery.start_soon(self._try_to_open, member)
-        return answer
+            return {"refreshes": tries + self._refreshers[label].request()}
+        self._nursery.start_soon(self._try_to_open, member)
+        return {"refreshes": tries}
 
     def count(self, label: str | None = None) -> int:
         """Refreshes that are done."""
