@@ -57,6 +57,8 @@ def _be_worker(number: int, work: Callable[[socket.socket], None]) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         work(socket.socket(fileno=number))
         status = 0
+    except SystemExit as end:  # it has said why
+        status = end.code if isinstance(end.code, int) else 1
     except BaseException:
         log.exception("a worker ended with an unexpected error")
     finally:

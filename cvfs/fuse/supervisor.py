@@ -201,8 +201,9 @@ class Supervisor:
             self._around.started(message)
 
     def _failure(self, worker: Worker, message: Message) -> None:
-        log.error("a worker cannot start: %s", message["error"])
-        if not self._is_started:
+        if self._is_started:
+            log.error("a worker cannot start: %s", message["error"])
+        else:
             self._fail(message["error"])
 
     def _pong(self, worker: Worker, message: Message) -> None:

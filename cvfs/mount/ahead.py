@@ -50,7 +50,7 @@ def begin(arguments: Sequence[str]) -> Ahead | None:
     """
     if {"-h", "--help"} & {*arguments}:
         return None
-    engine, foreground = _engine_in(arguments), any(map(_is_foreground, arguments))
+    engine, foreground = engine_in(arguments), any(map(is_foreground, arguments))
     ours, theirs = link.pair()
     child = os.fork()
     if (child == 0) != foreground:
@@ -60,7 +60,7 @@ def begin(arguments: Sequence[str]) -> Ahead | None:
     return Ahead(None if foreground else child, ours)
 
 
-def _engine_in(arguments: Sequence[str]) -> str:
+def engine_in(arguments: Sequence[str]) -> str:
     """As far as it can be seen; a configuration may say otherwise."""
     for index, word in enumerate(arguments):
         if word == "--engine":
@@ -70,7 +70,7 @@ def _engine_in(arguments: Sequence[str]) -> str:
     return os.environ.get("CVFS_ENGINE", "auto")
 
 
-def _is_foreground(word: str) -> bool:
+def is_foreground(word: str) -> bool:
     """Of short options, only -f can be followed by others."""
     return word == "--foreground" or (word[:1] == "-" and word[1:2] not in ("-", "o") and "f" in word)
 

@@ -18,6 +18,8 @@ from cvfs.mount.daemon import Caller
 from cvfs.mount.logs import setup_logging
 from cvfs.mount.notify import notify, watchdog_s
 
+log = logging.getLogger(__name__)
+
 _PING_S: Final = float(os.environ.get("CVFS_PING_S", "5"))
 _HANG_S: Final = float(os.environ.get("CVFS_HANG_S", "10"))
 """After which a worker that does not answer is replaced: longer than any page takes to decode, on a busy host too."""
@@ -36,13 +38,18 @@ def serve(text: str, caller: Caller, template: Template) -> int:
         caller.report(message["warnings"])
         notify("READY=1", f"STATUS=serving {message['what']}")
 
+    def failed(error: str) -> None:
+        if caller.log is not None:  # else what is logged comes where the caller says it
+            log.error("cannot mount: %s", error)
+        caller.fail(error)
+
     supervisor = Supervisor(
         Surroundings(
             new_template=lambda: _begin(
                 Template.spawn([*_python(), "-m", "cvfs.mount.template"], _environment()), text
             ),
             started=started,
-            failed=caller.fail,
+            failed=failed,
             alive=lambda: notify("WATCHDOG=1"),
             unmount=lambda: _run(unmount),
         ),
