@@ -99,7 +99,7 @@ def test_foreground_that_is_a_value(cvfs: Command, store: SmallStore, mnt: Path)
 def test_process_that_was_started_serves_in_the_foreground(cvfs: Command, store: SmallStore, mnt: Path) -> None:
     """As a service manager wants it: signals go to it, and its exit status is that of the mount."""
     with cvfs.start("mount", "--foreground", store.path, mnt, stderr=subprocess.PIPE) as server:
-        wait_until(lambda: mnt.is_mount())
+        wait_until(mnt.is_mount)
         assert cvfs.status(mnt)["pid"] == server.pid
         wait_until(lambda: len(cvfs.processes()) == 3)  # the command has ended
         server.send_signal(signal.SIGTERM)
