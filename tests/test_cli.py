@@ -230,7 +230,7 @@ def test_wrong_usage_is_status_2(cvfs: Command, arguments: tuple[str, ...]) -> N
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("nowhere", "no such repository: 'nowhere' is neither configured, nor an address (http://...), nor a directory"),
+        ("nowhere", "'nowhere' is neither configured, nor an address (http://...), nor a directory"),
         ("ftp://host/x", "it must begin with http://, https:// or file://"),
         ("http://us er@host", "it contains a blank"),
         ("file:///nowhere", "no repository at file:///nowhere: it has no metadata/timestamp.json"),
