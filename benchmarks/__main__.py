@@ -16,7 +16,7 @@ from rich.console import Console
 from benchmarks.frame import DEFAULT_RUNS, DEFAULT_WORK, RESULTS, Context, Report, machine
 
 WIDTH = 110
-QUESTIONS = ("publish", "mount", "walk", "read", "program", "operations", "workers", "memory", "core")
+QUESTIONS = ("publish", "mount", "walk", "read", "program", "operations", "workers", "memory", "quota", "core")
 """Each is a module of this package with `measure(context) -> Report`."""
 
 
@@ -39,7 +39,7 @@ def main(
 ) -> None:
     """Measure cvfs beside ext4, squashfuse, tar and mksquashfs.
 
-    NAME: publish, mount, walk, read, program, operations, workers, memory, core (default: all).
+    NAME: publish, mount, walk, read, program, operations, workers, memory, quota, core (default: all).
     """
     unknown = set(names) - set(QUESTIONS)
     if unknown:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import Command
+from cvfs.cache.shards import count
+from tests.command import Command, wait_until
 from tests.e2e.host import NAME, Server, Store, trust
 from tests.e2e.zoo import content
 
@@ -283,7 +284,7 @@ def test_limit_of_a_mount_is_kept(scene: Scene) -> None:
     scene.cvfs.ok("mount", scene.server.url, scene.mnt, "--cache-limit", "8 MiB")
     for _ in range(2):
         scene.read_all()
-        assert used(scene) <= 8 * MIB
+        wait_until(lambda: sum(count(scene.cache)) <= 8 * MIB)
     status = scene.cvfs.status(scene.mnt)
     assert status["fetcher"]["uncached"] == 0, scene.cvfs.log()
     scene.remount()
