@@ -129,7 +129,7 @@ class Plan:
         return Wait(wake_up - now) if wake_up < self._deadline else None
 
     def _decide_well(self, now: float) -> Try | None:
-        """What `decide` says of a fetch to which nothing has happened, where all is well: nearly always, so it is quick."""
+        """What `decide` says of a fetch to which nothing has happened, where all is well: mostly, so it is quick."""
         left_s = self._deadline - now
         for route in self._routes:
             if left_s <= 0 or route.proxy.group != self._routes[0].proxy.group:
