@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -48,8 +49,15 @@ def _option(setting: Setting) -> Callable[[Function], Function]:
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    if value is not None and value != ():
-        context.meta.setdefault(_OPTIONS, {})[parameter.name] = value
+    if value is None or value == () or parameter.name is None:
+        return
+    kind = TABLE[parameter.name].kind
+    try:
+        kind.parse(value, Path.cwd())
+    except ValueError as error:
+        reason = f" ({error})" if error.args else ""
+        raise click.BadParameter(f"wanted {kind.wanted}, not {value!r}{reason}") from None
+    context.meta.setdefault(_OPTIONS, {})[parameter.name] = value
 
 
 storage_options = setting_options(*_WHICH, *_STORAGE, *_TRUST, *_NETWORK)
