@@ -39,6 +39,9 @@ def refresh_mount(directory: Path, runtime: Runtime) -> dict[str, Any]:
     named: dict[str, Any] = {} if label is None else {"repository": label}
     if label is not None and "repositories" not in ask(path, "status"):
         raise MountError(f"{directory} is not where a repository is mounted, but a directory of {mounted.directory}")
+    about = _of(ask(path, "status"), label)
+    if about.get("pinned"):
+        raise MountError(f"{directory} is pinned to {about['pinned_to']}: to see another revision, mount that")
     count = ask(path, "refresh", **named)["refreshes"]
     if count is None:
         raise MountError(f"no repository {label!r} is configured, or none of that name is in use")
