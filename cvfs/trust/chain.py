@@ -24,6 +24,13 @@ _MISSING = (403, 404, 410)
 
 _ROLES = ("timestamp", "snapshot", "targets")
 
+_LIMITS = {
+    "root": names.MAX_ROOT_BYTES,
+    "timestamp": names.MAX_TIMESTAMP_BYTES,
+    "snapshot": names.MAX_SNAPSHOT_BYTES,
+    "targets": names.MAX_TARGETS_BYTES,
+}
+
 
 def follow(known: Bundle, fetch: Fetch, now_s: float) -> Chain:
     """The newest state that `fetch` has and that the root in `known`, which is trusted, leads to.
@@ -96,10 +103,10 @@ def _name_in(root: Root) -> str:
 def _config() -> UpdaterConfig:
     return UpdaterConfig(
         max_root_rotations=names.MAX_ROOT_STEPS,
-        root_max_length=names.MAX_ROOT_BYTES,
-        timestamp_max_length=names.MAX_TIMESTAMP_BYTES,
-        snapshot_max_length=names.MAX_SNAPSHOT_BYTES,
-        targets_max_length=names.MAX_TARGETS_BYTES,
+        root_max_length=_LIMITS["root"],
+        timestamp_max_length=_LIMITS["timestamp"],
+        snapshot_max_length=_LIMITS["snapshot"],
+        targets_max_length=_LIMITS["targets"],
     )
 
 
@@ -110,8 +117,10 @@ class _Fetcher(FetcherInterface):
         self._source = fetch
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
+        """Never more than the limit: what a timestamp signs may say any length, and python-tuf would ask for it."""
+        role = url.removesuffix(".json").rpartition("/")[2].rpartition(".")[2]
         try:
-            return self._source(url, max_length)
+            return self._source(url, min(max_length, _LIMITS[role]))
         except StatusError as error:
             if error.status in _MISSING and url.endswith(".root.json"):
                 raise DownloadHTTPError("no newer root", 404) from error

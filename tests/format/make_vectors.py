@@ -19,6 +19,7 @@ from cvfs.format.pages import encode_locations
 from cvfs.format.tree import build
 from cvfs.model import NO_CONTENT, BlobRef, Content, Digest, Entry, Location, Manifest, Record
 from tests.format.independent_reader import list_store, pack, unpack
+from tests.format.signed_vectors import signed
 
 VECTORS = Path(__file__).parent / "vectors"
 REPOSITORY = VECTORS / "repository"
@@ -41,7 +42,7 @@ def main() -> None:
 def all_vectors() -> dict[str, str]:
     """The text of each vector file, by its path below VECTORS."""
     made: dict[str, str] = {}
-    for text in (*blobs(), *pages(), *trees(), *manifests(), *tags(), *histories()):
+    for text in (*blobs(), *pages(), *trees(), *manifests(), *tags(), *histories(), *signed(vector)):
         kind = text.partition("\n")[0]
         title = re.search("^comment: (.*)$", text, re.MULTILINE)
         assert title is not None
