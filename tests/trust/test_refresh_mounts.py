@@ -147,6 +147,7 @@ def test_a_pinned_mount_stays_and_says_so(cvfs: Command, tmp_path: Path) -> None
     cvfs.ok("mount", *root, "--refresh", "0.2", f"{store}@stable", mnt)
     status = cvfs.status(mnt)
     assert (status["revision"], status["pinned"], status["pinned_to"]) == (1, True, "tag 'stable'")
+    assert "is pinned to tag 'stable'" in cvfs.refused("refresh", mnt)
     repository.ok("tag", store, "stable", "--move")
     repository.publish("four")
     count = cvfs.status(mnt)["refreshes"]
