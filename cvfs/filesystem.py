@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
 
+from cvfs import about
 from cvfs.appearance import Appearance
 from cvfs.cache.memory import Memory
 from cvfs.errors import PathError, StaleInodeError
@@ -80,6 +81,7 @@ class View(Protocol):
     def listing_nowait(self, inode: int, cookie: int = 0, limit: int = ...) -> list[Item]: ...
     def readlink_nowait(self, inode: int) -> bytes: ...
     def xattrs_nowait(self, inode: int) -> tuple[tuple[bytes, bytes], ...]: ...
+    def xattr_nowait(self, inode: int, name: bytes) -> bytes | None: ...
     def file_nowait(self, inode: int) -> File: ...
     async def read(self, inode: int, offset: int, length: int) -> bytes | memoryview: ...
     def space(self, inode: int = ...) -> Space: ...
@@ -160,6 +162,14 @@ class FileSystem:
     def xattrs_nowait(self, inode: int) -> tuple[tuple[bytes, bytes], ...]:
         """The extended attributes of an inode: (name, value), by name."""
         return self.getattr_nowait(inode).entry.xattrs
+
+    def xattr_nowait(self, inode: int, name: bytes) -> bytes | None:
+        """The value of one extended attribute, also of those that `cvfs.about` has; None if there is none."""
+        node = self.getattr_nowait(inode)
+        if not name.startswith(about.PREFIX):
+            return dict(node.entry.xattrs).get(name)
+        value = about.of_any(name, self.repository)
+        return about.of_file(name, self.file_nowait(inode)) if value is None and node.entry.is_regular else value
 
     def file_nowait(self, inode: int) -> File:
         """The content of a regular file. Raises PathError EISDIR or EINVAL if it is none."""

@@ -127,6 +127,10 @@ class Forest:
         filesystem = tree.shown_nowait() if tree else self._filesystem_nowait(inode)
         return filesystem.xattrs_nowait(inode) if filesystem else ()
 
+    def xattr_nowait(self, inode: int, name: bytes) -> bytes | None:
+        """The value of one extended attribute, None if there is none. To ask that of a repository opens it."""
+        return None if inode == ROOT_INODE else self._filesystem_nowait(inode).xattr_nowait(inode, name)
+
     def file_nowait(self, inode: int) -> File:
         """The content of a regular file. Raises PathError EISDIR or EINVAL if it is none."""
         if inode == ROOT_INODE or self._trees.rooted_nowait(inode):

@@ -50,6 +50,13 @@ class DigestFiles:
         except OSError:
             return False
 
+    def stored_bytes(self, name: Digest) -> int:
+        """The size of a file, 0 if it is not there; nothing is said of its bytes."""
+        try:
+            return os.lstat(self.path(name)).st_size
+        except OSError:
+            return 0
+
     def load(self, name: Digest, size: int) -> bytes | None:
         """The file's `size` bytes, verified; None if it is absent. An altered file is dropped and absent.
 

@@ -38,6 +38,13 @@ class LargeFiles:
         name = recipe.hex().encode()
         return b"%s/%s/%s" % (self._root, name[:2], name[2:])
 
+    def stored_bytes(self, recipe: Digest) -> int:
+        """How many bytes of an object take space on the disk."""
+        try:
+            return os.lstat(self.path(recipe)).st_blocks * 512
+        except OSError:
+            return 0
+
     def load(self, recipe: Digest, location: Location) -> bytes | None:
         """The bytes of one chunk, verified; None if they have not arrived. Raises CacheError: the disk failed."""
         path = self.path(recipe)

@@ -45,7 +45,7 @@ class Fetcher:
     ) -> None:
         budget = budget or Budget()
         blobs = Blobs(mirrors, cache, nursery, deadline_s)
-        self._index = cache.index
+        self._mirrors, self._cache = mirrors, cache
         self._pages = Pages(blobs, numbering, budget.entries)
         self._packs = Packs(blobs, budget.data_bytes)
         self.numbering = numbering
@@ -53,14 +53,23 @@ class Fetcher:
         self.page, self.touch_pages = self._pages.page, self._pages.touch
         self.piece, self.piece_nowait = self._packs.piece, self._packs.piece_nowait
 
+    @property
+    def mirror(self) -> str | None:
+        """The address of the mirror that answered last; None if none did yet."""
+        return self._mirrors.used
+
+    def cached_bytes(self, content: Digest, recipe: Digest | None) -> int:
+        """How many bytes of an object the cache has, as far as it can be told without reading."""
+        return self._cache.objects.stored_bytes(content) if recipe is None else self._cache.large.stored_bytes(recipe)
+
     def place_of(self, inode: int) -> Place | None:
         """Where the record with this inode number stands, in this repository; None if no page taken in lists it."""
-        place = self._index.find(inode)
+        place = self._cache.index.find(inode)
         return place if place is not None and place.repository == self.numbering.seed else None
 
     def resolve(self, identity: Identity) -> int:
         """The inode number of what has this identity."""
-        return self._index.resolve(self.numbering.seed, identity)
+        return self._cache.index.resolve(self.numbering.seed, identity)
 
     def page_nowait(self, ref: BlobRef) -> Page:
         """The page `ref`, if it is in memory. Raises PageMissing otherwise."""

@@ -113,10 +113,10 @@ class Handlers:
 
     def _getxattr(self, request: Request) -> Reply:
         asked = requests.decode_getxattr(request.data)
-        for name, value in self._filesystem.xattrs_nowait(request.node):
-            if name == asked.name:
-                return replies.encode_xattr(request.unique, value, asked.size)
-        return replies.encode_error(request.unique, errno.ENODATA)
+        value = self._filesystem.xattr_nowait(request.node, asked.name)
+        if value is None:
+            return replies.encode_error(request.unique, errno.ENODATA)
+        return replies.encode_xattr(request.unique, value, asked.size)
 
     def _listxattr(self, request: Request) -> Reply:
         room = requests.decode_listxattr(request.data)

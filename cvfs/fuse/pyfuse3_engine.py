@@ -166,7 +166,7 @@ class Handlers(pyfuse3.Operations):
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
-        value = dict(await self._bring(lambda: self._filesystem.xattrs_nowait(inode))).get(name)
+        value = await self._bring(lambda: self._filesystem.xattr_nowait(inode, name))
         if value is None:
             raise PathError(errno.ENODATA)
         return value

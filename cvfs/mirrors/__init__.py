@@ -110,6 +110,11 @@ class Mirrors:
 
         return await self._attempt(ask, deadline_s, self._choose_opinion())
 
+    @property
+    def used(self) -> str | None:
+        """The address of the mirror that answered last."""
+        return self._used.site.url if self._used else None
+
     def status(self) -> dict[str, Any]:
         """What `cvfs status` shows of mirrors and proxies: those in use, all others, and how they are."""
         return describe(self._routes, self._used, self._clock())

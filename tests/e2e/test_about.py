@@ -1,0 +1,62 @@
+"""What a mount says of itself in extended attributes that nobody meets who does not ask for them."""
+
+import os
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+import cvfs
+from cvfs.about import NAMES
+from tests.e2e.host import NAME, Host, Server, Store, run, wait_until
+
+LARGE = os.urandom(1 << 20) * 12
+
+
+def _ask(path: Path, name: str) -> str:
+    return os.getxattr(path, f"user.cvfs.{name}").decode()
+
+
+def test_a_mount_says_what_it_shows(mnt: Path, zoo_server: Server, zoo_host: Host) -> None:
+    file = mnt / "xattrs/bare"
+    for path in (mnt, file):
+        assert _ask(path, "revision") == str(zoo_host.status(mnt)["revision"])
+        assert _ask(path, "repository") == NAME
+        assert _ask(path, "version") == cvfs.__version__
+        assert _ask(path, "mirror") == zoo_server.url
+        assert len(bytes.fromhex(_ask(path, "root"))) == 32
+    assert _ask(file, "content_id") == blake3(file.read_bytes()).hexdigest()
+    for name in ("content_id", "nonsense"):
+        with pytest.raises(OSError, match="No data"):
+            _ask(mnt, name)
+
+
+def test_how_much_of_a_file_is_cached(host: Host, server: Server, store: Store, tree: Path) -> None:
+    (tree / "large").write_bytes(LARGE)
+    (tree / "small").write_bytes(b"small")
+    (tree / "empty").touch()
+    store.publish(tree)
+    mount = host.mount(server.url)
+    assert [_ask(mount / name, "cached") for name in ("small", "large", "empty")] == ["0%", "0%", "100%"]
+    (mount / "small").read_bytes()
+    with open(mount / "large", "rb") as file:
+        file.read(1)
+    wait_until(lambda: _ask(mount / "small", "cached") == "100%")
+    wait_until(lambda: _ask(mount / "large", "cached") != "0%")
+    assert _ask(mount / "large", "cached") != "100%"
+    (mount / "large").read_bytes()
+    wait_until(lambda: _ask(mount / "large", "cached") == "100%")
+    host.umount(mount)
+
+
+def test_nobody_meets_them(mnt: Path, tmp_path: Path) -> None:
+    file = mnt / "xattrs/bare"
+    assert os.listxattr(file) == os.listxattr(mnt) == []
+    run("cp", "-a", file, tmp_path / "copy")
+    assert os.listxattr(tmp_path / "copy") == []
+    assert b"user.cvfs.revision=" in run("getfattr", "--absolute-names", "-n", "user.cvfs.revision", file).stdout
+
+
+def test_the_document_names_them_all() -> None:
+    text = Path(__file__).parents[2].joinpath("docs/semantics.md").read_text()
+    assert all(f"`{name.decode()}`" in text for name in NAMES)
