@@ -59,7 +59,8 @@ def _hits() -> dict[str, int]:
     from cvfs.mount.overview import list_mounts
     from cvfs.mount.runtime import Runtime
 
-    counters = [mount.get("fetcher", {}) for mount in list_mounts(Runtime(common.host_settings().runtime))]
+    mounts = list_mounts(Runtime(common.host_settings().runtime))
+    counters = [each.get("fetcher", {}) for mount in mounts for each in mount.get("repositories", [mount])]
     return {name: sum(each.get(name, 0) for each in counters) for name in ("hits", "misses")}
 
 

@@ -221,12 +221,18 @@ def test_a_lower_limit_is_reached_at_once_and_by_maintenance_alone(cache: Cache)
         lower.close()
 
 
-@pytest.mark.parametrize("damage", [b"", b"short", bytes(76), b"x" * 76, None])
-def test_a_ledger_that_is_lost_or_damaged_is_made_anew(cache: Cache, damage: bytes | None) -> None:
+@pytest.mark.parametrize("damage", [b"", b"short", bytes(76), b"x" * 76, "altered", "lost"])
+def test_a_ledger_that_is_lost_or_damaged_is_made_anew(cache: Cache, damage: bytes | str) -> None:
     store(cache, *range(60))
     ledger = cache.directory.path / "usage"
-    assert ledger.stat().st_size == 76
-    ledger.unlink() if damage is None else ledger.write_bytes(damage)
+    whole = ledger.read_bytes()
+    assert len(whole) == 76
+    if isinstance(damage, bytes):
+        ledger.write_bytes(damage)
+    elif damage == "altered":
+        ledger.write_bytes(whole[:10] + b"\x01" + whole[11:])
+    else:
+        ledger.unlink()
     assert cache.quota.use().used_bytes is None
     store(cache, *range(100, 108))  # what is not counted is taken to be full
     assert used(cache) <= 60 * SIZE
