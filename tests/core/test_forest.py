@@ -49,6 +49,7 @@ class Host:
     manifests: dict[str, Manifest] = field(default_factory=dict)
     failures: dict[str, CvfsError] = field(default_factory=dict)
     openings: list[str] = field(default_factory=list)
+    hanging: bool = False
 
     def publish(self, trees: Mapping[str, Tree]) -> None:
         for name, tree in trees.items():
@@ -74,6 +75,8 @@ class Host:
                 async def open_site(site: Site, root_inode: int) -> Opened:
                     self.openings.append(site.name)
                     await trio.lowlevel.checkpoint()
+                    if self.hanging:
+                        await trio.sleep_forever()
                     if site.name in self.failures:
                         raise self.failures[site.name]
                     fetcher = Fetcher(Mirrors(network, [site.url]), cache, Numbering(site.name), nursery)
@@ -256,6 +259,24 @@ def test_failure_is_told_at_once_until_it_is_time_to_try_again(host: Host, monke
         del host.failures["a.example.org"]
         now += 60
         await look()
+
+    host.run(work)
+
+
+def test_nobody_waits_long_for_what_failed_and_hangs_now(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(member_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(member_module, "GLANCE_S", 0.05)
+    host.failures["a.example.org"] = UnreachableError("http://a", "refused")
+
+    async def work(forest: Forest, _: Repositories) -> None:
+        nonlocal now
+        root = forest.lookup_nowait(ROOT_INODE, b"a.example.org").inode
+        for _ in range(3):
+            with trio.fail_after(5), pytest.raises(UnreachableError):
+                await forest.bring(lambda: forest.lookup_nowait(root, b"x"))
+            now, host.hanging = now + 60, True
+        assert host.openings == ["a.example.org"] * 2  # the second is still under way
 
     host.run(work)
 

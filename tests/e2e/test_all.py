@@ -21,6 +21,9 @@ from tests.servers import FaultyServer
 
 GOOD = ("a.example.org", "b.example.org", "c.example.org")
 DOWN, HANG, LATE = "down.example.org", "hang.example.org", "late.example.org"
+ANY = "any.open.org"
+"""Is nowhere listed; its domain is allowed."""
+
 UNUSED = tuple(f"r{number:03}.many.org" for number in range(200))
 START_S = 3.0
 """What an opening may take."""
@@ -42,6 +45,11 @@ class Field:
         (tree / "file").write_text(f"{name}: {text}")
         (tree / "d/same").write_text("the same everywhere")
         self.stores[name].publish(tree)
+
+    def publish_unlisted(self, name: str) -> None:
+        self.stores[name] = Store(self.top / "served" / name, name)
+        self.publish(name, "one")
+        (self.top / "keys" / f"{name}.root.json").symlink_to(self.stores[name].keys / "root.json")
 
     def configure(self, name: str, url: str) -> None:
         root = f'root = "{self.stores[name].keys}/root.json"' if name in self.stores else "trust_on_first_use = true"
@@ -91,6 +99,7 @@ def _field(top: Path, engine: str, until_done: contextlib.ExitStack) -> Field:
     )
     (top / "keys").mkdir()
     host.environment["CVFS_ROOTS"] = str(top / "keys")
+    field.publish_unlisted(ANY)
     return field
 
 
@@ -199,12 +208,11 @@ def test_configuration_may_change(field: Field) -> None:
 
 
 def test_unlisted_repository_of_a_domain(field: Field) -> None:
-    name = "any.open.org"
+    assert field.read(ANY) == f"{ANY}: one"
+    name = "new.open.org"
     with pytest.raises(FileNotFoundError):
         (field.mount / name).stat()
-    field.stores[name] = Store(field.top / "served" / name, name)
-    field.publish(name, "one")
-    (field.top / "keys" / f"{name}.root.json").symlink_to(field.stores[name].keys / "root.json")
+    field.publish_unlisted(name)
     wait_until(lambda: _reads(field, name, "one"), timeout_s=30)
     assert name not in os.listdir(field.mount)
     assert field.status(name)["revision"] == 1
@@ -255,52 +263,63 @@ def test_workers_that_are_killed_go_unnoticed(field: Field) -> None:
     """Also in what the dead one had opened and the next one has not: open files, directories, working directories."""
     if field.host.engine == "pyfuse3":
         pytest.skip("it has no supervisor")
+    for name in (*GOOD, ANY):
+        field.read(name)
+    field.publish(GOOD[0], "newer")
+    field.host.cvfs("refresh", field.mount / GOOD[0])
     roots = {name: (field.mount / name).stat() for name in (*GOOD, HANG)}
     text = field.read(GOOD[0])
+    assert text.endswith("newer")
     with open(field.mount / GOOD[1] / "file") as file:
         inside = os.open(field.mount / GOOD[1] / "d", os.O_RDONLY)
-        stop, problems = threading.Event(), []
-        readers = [threading.Thread(target=_use, args=(field, stop, problems)) for _ in range(3)]
-        for reader in readers:
-            reader.start()
-        for _ in range(4):
-            with contextlib.suppress(ProcessLookupError):
-                kill(field.host.status(field.mount)["worker_pid"])
-            Path("/proc/sys/vm/drop_caches").write_text("3")
-            assert os.listdir(inside) == ["same"]
-            assert os.pread(file.fileno(), 1, 0) == b"b"
-            assert field.read(GOOD[0]) == text
-        stop.set()
-        for reader in readers:
-            reader.join(30)
+        with _in_use(field) as problems:
+            for _ in range(4):
+                with contextlib.suppress(ProcessLookupError):
+                    kill(field.host.status(field.mount)["worker_pid"])
+                Path("/proc/sys/vm/drop_caches").write_text("3")
+                assert os.listdir(inside) == ["same"]
+                assert os.pread(file.fileno(), 1, 0) == b"b"
+                assert field.read(GOOD[0]) == text
         os.close(inside)
     assert problems == []
     after = {name: (field.mount / name).stat() for name in roots}
     for name, root in roots.items():
         assert (after[name].st_ino, after[name].st_mtime) == (root.st_ino, root.st_mtime)
-    assert field.status("any.open.org")["revision"] == 1  # slot 0 keeps new what any worker has opened
+    assert field.status(ANY)["revision"] == 1  # slot 0 keeps new what any worker has opened
     assert field.host.status(field.mount)["restarts"] >= 4
 
 
-def _use(field: Field, stop: threading.Event, problems: list[str]) -> None:
-    while not stop.is_set():
-        for name in (*GOOD, "any.open.org"):
-            try:
-                if (field.mount / name / "d/same").read_text() != "the same everywhere":
-                    problems.append(name)
-            except OSError as error:
-                problems.append(f"{name}: {error}")
+@contextlib.contextmanager
+def _in_use(field: Field) -> Iterator[list[str]]:
+    """Threads that read all the time; what they meet with is yielded."""
+    stop = threading.Event()
+    problems: list[str] = []
+
+    def use() -> None:
+        while not stop.is_set():
+            for name in (*GOOD, ANY):
+                try:
+                    if (field.mount / name / "d/same").read_text() != "the same everywhere":
+                        problems.append(name)
+                except OSError as error:
+                    problems.append(f"{name}: {error}")
+
+    threads = [threading.Thread(target=use) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield problems
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
 
 
 def test_reload_goes_unnoticed(field: Field) -> None:
     if field.host.engine == "pyfuse3":
         pytest.skip("it has no supervisor")
-    stop, problems = threading.Event(), []
-    reader = threading.Thread(target=_use, args=(field, stop, problems))
-    reader.start()
-    field.host.cvfs("reload", field.mount)
-    stop.set()
-    reader.join(30)
+    with _in_use(field) as problems:
+        field.host.cvfs("reload", field.mount)
     assert problems == []
 
 
