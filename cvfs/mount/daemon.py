@@ -62,6 +62,11 @@ class Caller:
         except ChildProcessError:
             return 1
 
+    def end(self) -> None:
+        """The server is about to end; if it has said nothing yet, it was told to end too early."""
+        if self._connection.fileno() >= 0:
+            self.fail("it was ended before it could be used")
+
     def _say(self, message: dict[str, Any]) -> None:
         link.send(self._connection, message)
         self._connection.close()

@@ -39,8 +39,7 @@ class Runtime:
             raise ConfigError(f"{what}: remove it, or set CVFS_RUNTIME_DIR")
         for path in self.sockets():
             if not _is_alive(path):
-                for left in path.parent.glob(f"{path.stem}.*"):
-                    left.unlink(missing_ok=True)
+                _drop(path)
 
     def sockets(self) -> list[Path]:
         """The control sockets that are there, living or not."""
@@ -56,6 +55,10 @@ class Runtime:
     def shown_of(self, mount_point: Path) -> Path:
         """Where the workers of the mount on `mount_point` keep what it shows."""
         return self.socket_of(mount_point).with_suffix(".shown")
+
+    def drop(self, mount_point: Path) -> None:
+        """Remove all that the mount on `mount_point`, which is gone, has left."""
+        _drop(self.socket_of(mount_point))
 
     def try_lock(self) -> int | None:
         """A descriptor that keeps other mounts of this user waiting until it is closed; None if one is under way."""
@@ -107,6 +110,12 @@ def server_pid(path: Path) -> int | None:
     except OSError:
         return None
     return int(pid) or None
+
+
+def _drop(path: Path) -> None:
+    """A socket, and the files of the same name."""
+    for left in path.parent.glob(f"{path.stem}.*"):
+        left.unlink(missing_ok=True)
 
 
 def _is_alive(path: Path) -> bool:

@@ -28,6 +28,13 @@ def serve(guess: str, connection: socket.socket, command: int | None) -> int:
     if text is None:
         _drop(template)
         return caller.wait()
+    try:
+        return _serve(text, caller, template, connection)
+    finally:
+        caller.end()
+
+
+def _serve(text: str, caller: Caller, template: Template | None, connection: socket.socket) -> int:
     if choose_engine(json.loads(text)["settings"]["engine"]) == "channel":
         from cvfs.mount import supervise
 

@@ -34,7 +34,7 @@ def unmount_and_wait(directory: Path, runtime: Runtime, *, lazy: bool) -> None:
         except MountError as error:
             raise MountError(_explain(mounted.directory, str(error))) from None
         if pid is None:  # it died, and could not clean up after itself
-            runtime.socket_of(mounted.directory).unlink(missing_ok=True)
+            runtime.drop(mounted.directory)
         if daemon is not None and not lazy and not select.select([daemon], [], [], _END_DEADLINE_S)[0]:
             raise MountError(f"{directory} is unmounted, but process {pid} did not end within {_END_DEADLINE_S:g} s")
     finally:
