@@ -19,6 +19,7 @@ _COMMANDS = {
     "export": ("Write a plain copy of a tree; resumable.", "export_command"),
     "prefetch": ("Bring trees into the cache before they are used.", "prefetch_command"),
     "cache": ("Look at the cache, check it, shrink it, keep things in it.", "cache_command"),
+    "run": ("Run a command with repositories mounted for it alone; no root needed.", "run_command"),
     "setup": ("Make mount.cvfs, units and completion known to the system.", "setup_command"),
 }
 """Name: what it does in one line (so that --help need not import it), and the module in this package."""

@@ -1,0 +1,138 @@
+"""cvfs run."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+import cvfs
+from cvfs.cli import common
+from cvfs.config import Settings
+from cvfs.config.settings import TABLE
+from cvfs.errors import ConfigError, CvfsError
+
+_CACHE = ("cache", "state", "logs", "runtime")
+
+
+@click.command(
+    "run",
+    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+    epilog="Example: cvfs run http://software.example.org -- /cvfs/software.example.org/bin/python3",
+)
+@click.option("--all", "everything", is_flag=True, help="Every configured repository, below /cvfs.")
+@common.mount_options
+@click.argument("words", metavar="[URL[:DIR]]... -- COMMAND [ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
+def command(everything: bool, words: tuple[str, ...]) -> None:
+    """Run COMMAND with repositories mounted for it alone; no root, no setuid program, no configuration is needed.
+
+    The repository at each URL (or of each configured name) is mounted on DIR, by default on /cvfs/NAME, in namespaces
+    of the command's own, where everything in it belongs to you. The exit status is that of the command. When it ends
+    nothing of it is left: no mount, no process.
+    """
+    repositories, line = _split(words, everything=everything)
+    settings = common.host_settings()
+    options = _options()
+    mounts = {Path("/cvfs"): ["--all", "/cvfs"]} if everything else {}
+    for text in repositories:
+        url, directory = _parse(text)
+        mounts[directory] = [url, os.fspath(directory)]
+    sys.exit(_run(line, {path: [*words, *options] for path, words in mounts.items()}, settings))
+
+
+def _split(words: Sequence[str], *, everything: bool) -> tuple[Sequence[str], Sequence[str]]:
+    """The repositories before the "--", and the command behind it."""
+    if "--" not in words and not everything:
+        raise click.UsageError("say what to run behind a --: cvfs run URL -- COMMAND")
+    place = words.index("--") if "--" in words else -1
+    repositories, line = words[: max(place, 0)], words[place + 1 :]
+    if not line:
+        raise click.UsageError("say what to run behind the --")
+    if not (repositories or everything):
+        raise click.UsageError("name a repository, or use --all")
+    if repositories and everything:
+        raise click.UsageError("--all takes no repositories")
+    return repositories, line
+
+
+def _options() -> list[str]:
+    """The options that were typed, for the mounts; all belongs to the caller unless they say otherwise."""
+    said = common.options_said()
+    words = [] if any(name in said for name in ("own", "uid", "gid", "uid_map", "gid_map")) else ["--own"]
+    for name, value in said.items():
+        option = TABLE[name].option
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        elif name not in _CACHE:
+            words += [f"{option}={each}" for each in (value if isinstance(value, tuple) else (value,))]
+    return words
+
+
+def _parse(text: str) -> tuple[str, Path]:
+    """URL[:DIR]: the repository, and the directory to mount it on."""
+    url, colon, directory = text.rpartition(":")
+    if colon and directory.startswith("/") and not directory.startswith("//"):
+        return _absolute(url), Path(os.path.normpath(directory))
+    from cvfs.rootless.root import BASE
+
+    called = text.partition("@")[0]
+    name = called if common.configuration().has(called) else _name_of(text)
+    return _absolute(text), BASE / name
+
+
+def _absolute(url: str) -> str:
+    """A store on this host by a path that means the same wherever the mount is made."""
+    return os.path.abspath(url) if "://" not in url and os.path.isdir(url) else url
+
+
+def _name_of(text: str) -> str:
+    """What the repository is called. It is asked for by a process of its own, with the threads that this takes: only a
+    process without threads can make a user namespace. If that fails this exits, and why has been said."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        _tell_name(text, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answer:
+        name = answer.read().decode()
+    _, status = os.waitpid(child, 0)
+    if status:
+        sys.exit(1)
+    return name
+
+
+def _tell_name(text: str, writer: int) -> NoReturn:
+    status = 1
+    try:
+        common.setup_quiet_logging()
+        location, settings = common.locate(text)
+        os.write(writer, common.run(lambda: _open(location, settings)).encode())
+        status = 0
+    except CvfsError as error:
+        click.echo(f"cvfs: error: {error}", err=True)
+    finally:
+        os._exit(status)
+
+
+async def _open(url: str, settings: Settings) -> str:
+    from cvfs.mount.client import open_repository
+
+    async with open_repository(url, settings, settings.which) as client:
+        return client.repository.manifest.repository
+
+
+def _run(line: Sequence[str], mounts: dict[Path, list[str]], settings: Settings) -> int:
+    from cvfs.rootless.session import Session, run_session
+
+    if Path("/") in mounts:
+        raise ConfigError("a repository cannot be mounted on /: name another directory")
+    program = [sys.executable, "-m", "cvfs", "mount"]
+    root = os.fspath(Path(cvfs.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    environment |= {TABLE[name].variable: os.fspath(getattr(settings, name)) for name in _CACHE}
+    environment.setdefault("HOME", os.path.expanduser("~"))
+    settings.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lines = {path: [*program, *words] for path, words in mounts.items()}
+    return run_session(Session(line, lines, environment, settings.runtime))
