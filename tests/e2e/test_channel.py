@@ -1,9 +1,11 @@
 """The channel at the kernel: what causes no message, what is cut short, what hangs."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,42 @@ def test_interrupted_reader_of_a_server_that_hangs_returns_at_once(host: Host, f
             assert host.status(mount)["requests_interrupted"] == 1
         server.recover()
         host.umount(mount, "--lazy")
+
+
+def test_an_interrupt_that_another_worker_reads_ends_the_request(host: Host, filled: Store) -> None:
+    """The kernel gives an INTERRUPT to whichever worker reads first."""
+    with FaultyServer(filled.path) as server:
+        mount = host.mount(server.url, "--workers", "2")
+        os.listdir(mount / "d")
+        server.misbehave(hang)
+        first, second = workers(host, mount)
+        command = ["dd", f"if={mount}/d/f1", "of=/dev/null", "iflag=direct"]
+        with stopped(first):
+            server.requests.clear()
+            reader = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            wait_until(lambda: any(path.startswith("/data/") for path in server.requests))
+        with stopped(second):
+            reader.send_signal(signal.SIGINT)
+            wait_until(lambda: "INTERRUPT" in host.status(mount)["requests"])
+            assert reader.poll() is None
+        assert reader.wait(5) == -signal.SIGINT
+        server.recover()
+        host.umount(mount, "--lazy")
+
+
+def workers(host: Host, mount: Path) -> tuple[int, int]:
+    """The processes of the two workers, first the one whose counts the status shows."""
+    first = host.status(mount)["worker_pid"]
+    template = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
+    both = Path(f"/proc/{template}/task/{template}/children").read_text().split()
+    [second] = {int(pid) for pid in both} - {first}
+    return first, second
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
