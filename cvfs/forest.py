@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
-from cvfs import missing
+from cvfs import about, missing
 from cvfs.cache.index import Place
 from cvfs.cache.memory import Memory
 from cvfs.errors import PathError, StaleInodeError
@@ -128,8 +128,15 @@ class Forest:
         return filesystem.xattrs_nowait(inode) if filesystem else ()
 
     def xattr_nowait(self, inode: int, name: bytes) -> bytes | None:
-        """The value of one extended attribute, None if there is none. To ask that of a repository opens it."""
-        return None if inode == ROOT_INODE else self._filesystem_nowait(inode).xattr_nowait(inode, name)
+        """The value of one extended attribute, None if there is none.
+
+        To ask what `cvfs.about` has of a repository opens it; what `ls -l` asks of everything it lists does not.
+        """
+        if inode == ROOT_INODE:
+            return None
+        tree = None if name.startswith(about.PREFIX) else self._trees.rooted_nowait(inode)
+        filesystem = tree.shown_nowait() if tree else self._filesystem_nowait(inode)
+        return filesystem.xattr_nowait(inode, name) if filesystem else None
 
     def file_nowait(self, inode: int) -> File:
         """The content of a regular file. Raises PathError EISDIR or EINVAL if it is none."""

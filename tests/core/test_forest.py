@@ -196,6 +196,9 @@ def test_root_is_listed_and_looked_at_without_opening_anything(host: Host) -> No
         assert node.lasting_s == 0
         assert forest.getattr_nowait(node.inode) == node
         assert forest.xattrs_nowait(node.inode) == ()
+        assert forest.xattr_nowait(node.inode, b"security.selinux") is None
+        with pytest.raises(Missing):
+            forest.xattr_nowait(node.inode, b"user.cvfs.revision")
         for name, number in ((b"none", errno.ENOENT), (b"\xff", errno.ENOENT), (b"x" * 256, errno.ENAMETOOLONG)):
             with pytest.raises(PathError) as caught:
                 forest.lookup_nowait(ROOT_INODE, name)
