@@ -1,8 +1,9 @@
 """cvfs run."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,48 +14,62 @@ from cvfs.cli import common
 from cvfs.config import Settings
 from cvfs.config.settings import TABLE
 from cvfs.errors import ConfigError, CvfsError
+from cvfs.rootless.namespaces import die_with_parent
+from cvfs.rootless.root import BASE
+from cvfs.rootless.session import Session, run_session
 
 _CACHE = ("cache", "state", "logs", "runtime")
 
 
+_LINE = "cvfs.run.line"
+
+
+class _Command(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """What is behind the first -- is no business of ours."""
+        if "--" in args:
+            place = args.index("--")
+            ctx.meta[_LINE] = args[place + 1 :]
+            args = args[:place]
+        return super().parse_args(ctx, args)
+
+
 @click.command(
     "run",
-    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+    cls=_Command,
+    options_metavar="[OPTIONS]",
     epilog="Example: cvfs run http://software.example.org -- /cvfs/software.example.org/bin/python3",
 )
 @click.option("--all", "everything", is_flag=True, help="Every configured repository, below /cvfs.")
 @common.mount_options
-@click.argument("words", metavar="[URL[:DIR]]... -- COMMAND [ARGUMENT]...", nargs=-1, type=click.UNPROCESSED)
-def command(everything: bool, words: tuple[str, ...]) -> None:
+@click.argument("repositories", metavar="[URL[:DIR]]... -- COMMAND [ARGUMENT]...", nargs=-1)
+@click.pass_context
+def command(context: click.Context, everything: bool, repositories: tuple[str, ...]) -> None:
     """Run COMMAND with repositories mounted for it alone; no root, no setuid program, no configuration is needed.
 
     The repository at each URL (or of each configured name) is mounted on DIR, by default on /cvfs/NAME, in namespaces
     of the command's own, where everything in it belongs to you. The exit status is that of the command. When it ends
     nothing of it is left: no mount, no process.
     """
-    repositories, line = _split(words, everything=everything)
-    settings = common.host_settings()
-    options = _options()
-    mounts = {Path("/cvfs"): ["--all", "/cvfs"]} if everything else {}
-    for text in repositories:
-        url, directory = _parse(text)
-        mounts[directory] = [url, os.fspath(directory)]
+    line = context.meta.get(_LINE)
+    if not line:
+        raise click.UsageError("say what to run behind a --: cvfs run URL -- COMMAND")
+    if everything == bool(repositories):
+        raise click.UsageError("--all takes no repositories" if everything else "name a repository, or use --all")
+    settings, options = common.host_settings(), _options()
+    mounts = {BASE: ["--all", os.fspath(BASE)]} if everything else _mounts_of(repositories)
     sys.exit(_run(line, {path: [*words, *options] for path, words in mounts.items()}, settings))
 
 
-def _split(words: Sequence[str], *, everything: bool) -> tuple[Sequence[str], Sequence[str]]:
-    """The repositories before the "--", and the command behind it."""
-    if "--" not in words and not everything:
-        raise click.UsageError("say what to run behind a --: cvfs run URL -- COMMAND")
-    place = words.index("--") if "--" in words else -1
-    repositories, line = words[: max(place, 0)], words[place + 1 :]
-    if not line:
-        raise click.UsageError("say what to run behind the --")
-    if not (repositories or everything):
-        raise click.UsageError("name a repository, or use --all")
-    if repositories and everything:
-        raise click.UsageError("--all takes no repositories")
-    return repositories, line
+def _mounts_of(repositories: Sequence[str]) -> dict[Path, list[str]]:
+    """What to have on which directory."""
+    mounts: dict[Path, list[str]] = {}
+    for text in repositories:
+        url, directory = _parse(text)
+        if directory in mounts:
+            raise ConfigError(f"two repositories cannot both be on {directory}: name another directory, URL:DIR")
+        mounts[directory] = [url, os.fspath(directory)]
+    return mounts
 
 
 def _options() -> list[str]:
@@ -74,17 +89,9 @@ def _parse(text: str) -> tuple[str, Path]:
     """URL[:DIR]: the repository, and the directory to mount it on."""
     url, colon, directory = text.rpartition(":")
     if colon and directory.startswith("/") and not directory.startswith("//"):
-        return _absolute(url), Path(os.path.normpath(directory))
-    from cvfs.rootless.root import BASE
-
+        return url, Path(os.path.normpath(directory))
     called = text.partition("@")[0]
-    name = called if common.configuration().has(called) else _name_of(text)
-    return _absolute(text), BASE / name
-
-
-def _absolute(url: str) -> str:
-    """A store on this host by a path that means the same wherever the mount is made."""
-    return os.path.abspath(url) if "://" not in url and os.path.isdir(url) else url
+    return text, BASE / (called if common.configuration().has(called) else _name_of(text))
 
 
 def _name_of(text: str) -> str:
@@ -106,6 +113,7 @@ def _name_of(text: str) -> str:
 def _tell_name(text: str, writer: int) -> NoReturn:
     status = 1
     try:
+        die_with_parent()
         common.setup_quiet_logging()
         location, settings = common.locate(text)
         os.write(writer, common.run(lambda: _open(location, settings)).encode())
@@ -124,8 +132,6 @@ async def _open(url: str, settings: Settings) -> str:
 
 
 def _run(line: Sequence[str], mounts: dict[Path, list[str]], settings: Settings) -> int:
-    from cvfs.rootless.session import Session, run_session
-
     if Path("/") in mounts:
         raise ConfigError("a repository cannot be mounted on /: name another directory")
     program = [sys.executable, "-m", "cvfs", "mount"]
@@ -133,6 +139,21 @@ def _run(line: Sequence[str], mounts: dict[Path, list[str]], settings: Settings)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     environment |= {TABLE[name].variable: os.fspath(getattr(settings, name)) for name in _CACHE}
     environment.setdefault("HOME", os.path.expanduser("~"))
-    settings.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
     lines = {path: [*program, *words] for path, words in mounts.items()}
-    return run_session(Session(line, lines, environment, settings.runtime))
+    with _made(settings.runtime):
+        return run_session(Session(line, lines, environment, settings.runtime))
+
+
+@contextlib.contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """The directory is there meanwhile, and as it was afterwards."""
+    try:
+        directory.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # somebody else uses it by now
+            directory.rmdir()

@@ -29,12 +29,17 @@ _SWITCHES: Final = (
 
 
 def enter_namespaces() -> None:
-    """A mount namespace of this process's own, and a PID namespace for its children. A plain user gets a user
-    namespace as well, whose root he is; outside of it he is who he was. Raises MountError: it is forbidden here."""
+    """A PID namespace for the children of this process. A plain user gets a user namespace as well, whose root he is;
+    outside of it he is who he was. Raises MountError: it is forbidden here."""
     uid, gid = os.geteuid(), os.getegid()
-    _unshare(_CLONE_NEWNS | _CLONE_NEWPID | (_CLONE_NEWUSER if uid else 0))
+    _unshare(_CLONE_NEWPID | (_CLONE_NEWUSER if uid else 0))
     if uid:
         _map_ids(uid, 0, gid, 0)
+
+
+def own_mounts() -> None:
+    """From now on what this process mounts is seen by it and its children alone. Raises MountError."""
+    _unshare(_CLONE_NEWNS)
     mount("none", "/", flags=MS_REC | MS_SLAVE)
 
 

@@ -5,16 +5,18 @@ waits for the command, and when it ends the kernel ends every process in there, 
 the last one the mounts are gone. It is killed when its parent is, so nothing is left however this ends.
 """
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
-from cvfs.errors import CvfsError
-from cvfs.rootless.namespaces import become, die_with_parent, enter_namespaces, mount
+from cvfs.errors import CvfsError, MountError
+from cvfs.rootless.namespaces import become, die_with_parent, enter_namespaces, mount, own_mounts
 from cvfs.rootless.root import prepare_root
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
@@ -26,6 +28,9 @@ _PASSED_ON: Final = frozenset(
         *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGALRM, signal.SIGCONT),
     }
 )
+_ENDING: Final = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT})
+"""What ends this before there is a command that could decide about it."""
+
 _SI_KERNEL: Final = 0x80
 """Sent by the terminal, to the whole foreground group: the command has got it by itself."""
 
@@ -46,49 +51,80 @@ class Session(NamedTuple):
 def run_session(session: Session) -> int:
     """The exit status of the command; 128 + N if signal N ended it. Raises MountError: no namespaces here."""
     user, directory = (os.geteuid(), os.getegid()), os.getcwd()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who called may ignore it: then no child would be waited for
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON | {signal.SIGCHLD})
-    enter_namespaces()
-    first = os.fork()
-    if not first:
-        _be_first(session, user, directory, before)
-    return _wait_for(first)
+    with _terminal_kept():
+        enter_namespaces()
+        caller = os.pidfd_open(os.getpid())
+        first = os.fork()
+        if not first:
+            _be_first(session, user, directory, before, caller)
+        return _wait_for(first)
 
 
-def _be_first(session: Session, user: tuple[int, int], directory: str, mask: Signals) -> NoReturn:
+@contextlib.contextmanager
+def _terminal_kept() -> Iterator[None]:
+    """A shell in the namespace cannot give the terminal back to a process group that it does not see."""
+    try:
+        owner = os.tcgetpgrp(0)
+    except OSError:
+        owner = -1
+    yield
+    if owner == os.getpgrp():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+        with contextlib.suppress(OSError):
+            os.tcsetpgrp(0, owner)
+
+
+def _be_first(session: Session, user: tuple[int, int], directory: str, mask: Signals, caller: int) -> NoReturn:
     """The life of the first process of the PID namespace."""
     status = 1
     try:
         die_with_parent()
-        _mount_all(session, mask)
-        os.chdir(directory)
-        command = os.fork()
-        if not command:
-            _become_command(session.command, user, mask)
-        status = _wait_for(command)
-    except CvfsError as error:
+        if not select.select([caller], [], [], 0)[0]:
+            status = _mount_and_run(session, user, directory, mask)
+    except (CvfsError, OSError) as error:
         sys.stderr.write(f"cvfs: error: {error}\n")
-    except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
     finally:
         os._exit(status)
 
 
-def _mount_all(session: Session, mask: Signals) -> None:
-    """Have all repositories mounted, at the same time. Raises CvfsError; what went wrong was said by the mounts."""
+def _mount_and_run(session: Session, user: tuple[int, int], directory: str, mask: Signals) -> int:
+    """The exit status. Raises MountError, OSError."""
+    own_mounts()
     prepare_root([*session.mounts, session.runtime])
     mount("tmpfs", session.runtime, "tmpfs", 0, "mode=0700")
+    with contextlib.suppress(OSError):  # it may be in a repository
+        os.chdir(directory)
+    failed = _mount_all(session, mask)
+    if failed:
+        return failed
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        raise MountError(f"the current directory {directory} cannot be seen from there: {error.strerror}") from None
+    command = os.fork()
+    if not command:
+        _become_command(session.command, user, mask)
+    return _wait_for(command)
+
+
+def _mount_all(session: Session, mask: Signals) -> int:
+    """Have all repositories mounted, at the same time. 0, or an exit status: what went wrong was said by the mounts."""
     servers = [
         subprocess.Popen(
             line,
             env=session.environment,
-            cwd="/",
             stdin=subprocess.DEVNULL,
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),  # noqa: PLW1509 - one thread
         )
         for line in session.mounts.values()
     ]
-    if any([server.wait() for server in servers]):  # noqa: C419 - all are waited for
-        raise SystemExit(1)
+    while None in [server.poll() for server in servers]:
+        number = signal.sigwait(_ENDING | {signal.SIGCHLD})
+        if number != signal.SIGCHLD:
+            return 128 + number
+    return int(any(server.returncode for server in servers))
 
 
 def _become_command(command: Sequence[str], user: tuple[int, int], mask: Signals) -> NoReturn:
@@ -112,12 +148,17 @@ def _wait_for(pid: int) -> int:
     while True:
         received = signal.sigwaitinfo(_PASSED_ON | {signal.SIGCHLD})
         if received.si_signo != signal.SIGCHLD:
-            if received.si_code != _SI_KERNEL:
+            if received.si_code != _SI_KERNEL or _is_ours_alone(received.si_signo):
                 os.kill(pid, received.si_signo)
             continue
         status = _reap(pid)
         if status is not None:
             return status if status >= 0 else 128 - status
+
+
+def _is_ours_alone(number: int) -> bool:
+    """A terminal that is closed tells it to the leader of its session, and leaves the rest to that."""
+    return number == signal.SIGHUP and os.getsid(0) == os.getpid()
 
 
 def _reap(pid: int) -> int | None:
