@@ -14,24 +14,18 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from cvfs.fuse import link
+from cvfs.fuse.crew import END_S, Crew
 from cvfs.fuse.held import Held
 from cvfs.fuse.link import Message
 from cvfs.fuse.policy import SHORT_LIFE_S, Recovery, Vigil
-from cvfs.fuse.processes import Template, Worker, describe, is_killed, wait_for_ends
+from cvfs.fuse.processes import Template, Worker, describe, is_killed
 
 log = logging.getLogger(__name__)
-
-START_DEADLINE_S: Final = 60.0
-"""For a worker to be ready. Opening a repository has far shorter deadlines of its own."""
-DRAIN_S: Final = 5.0
-"""For a worker that is to end: what it has begun is then given to another."""
-END_S: Final = 3.0
-"""For those who still use the mount when it is to end: after a SIGTERM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +48,9 @@ class Supervisor:
     """Has `count` workers serve one mount. The first is forked from `template`."""
 
     def __init__(self, surroundings: Surroundings, template: Template, count: int, held: Held, vigil: Vigil) -> None:
-        self._around, self._count = surroundings, count
-        self._held, self._vigil = held, vigil
+        self._around, self._held, self._vigil = surroundings, held, vigil
+        self._crew = Crew(surroundings.new_template, template, count, held)
         self._recovery = Recovery(time.monotonic())
-        self._template: Template | None = template
-        self._former: Template | None = None
-        self._templates: list[Template] = [template]
-        self._workers: list[Worker] = []
         self._is_started = self._ending = False
         self._generation = self._restarts = 0
         self._end_at = 0.0
@@ -72,12 +62,16 @@ class Supervisor:
         signal.set_wakeup_fd(writer)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, lambda number, frame: None)
-        self._start_missing()
+        self._crew.start(0)
         self._reap()  # a template may have died before anybody listened
         while self._status is None:
             self._wait(reader)
             self._tend(time.monotonic())
-        self._clean_up()
+        if self._held.needs_unmount:
+            self._around.unmount()
+        self._crew.close()
+        self._held.let_mount_go()
+        self._held.remove_files()
         return self._status
 
     # Events
@@ -86,12 +80,8 @@ class Supervisor:
         """Handle what happens next."""
         poll = select.poll()
         poll.register(signals, select.POLLIN)
-        senders: Sequence[Template | Worker] = (
-            *(one for one in self._templates if not one.gone),
-            *(one for one in self._workers if not one.closed),
-        )
-        by_number = {one.socket.fileno(): one for one in senders}
-        for number in by_number:
+        senders = {one.socket.fileno(): one for one in self._crew.senders()}
+        for number in senders:
             poll.register(number, select.POLLIN)
         device = self._held.device
         if device is not None and (self._recovery.is_hopeless or self._vigil.is_resting):
@@ -101,20 +91,26 @@ class Supervisor:
                 self._take_signals(os.read(signals, 64))
             elif number == device:
                 self._take_request()
-            elif by_number[number] in self._workers or by_number[number] in self._templates:
-                self._take_message(by_number[number])  # else it was lost just now
+            elif senders[number] in self._crew.senders():
+                self._take_message(senders[number])  # else it was lost just now
 
     def _patience_ms(self) -> float | None:
         """Until the next deadline of any kind; None while there is none."""
-        due = [worker.since + _LIMITS_S[worker.phase] for worker in self._workers if worker.phase in _LIMITS_S]
+        due = [*self._crew.deadlines()]
         if self._missing():
             due.append(self._recovery.retry_at)
         if self._is_started:
-            silent_since = [worker.silent_since for worker in self._workers]
+            silent_since = [worker.silent_since for worker in self._crew.workers]
             due += filter(None, (self._recovery.hopeless_at, self._vigil.due_at(silent_since)))
         if self._end_at:
             due.append(self._end_at)
         return max(0.0, min(due) - time.monotonic()) * 1000 + 1 if due else None
+
+    def _missing(self) -> list[int]:
+        """The slots that want a worker. The first worker mounts, and makes the channels of the others."""
+        if self._ending or self._status is not None:
+            return []
+        return self._crew.missing(self._crew.count if self._is_started and self._held.device is not None else 1)
 
     def _take_signals(self, numbers: bytes) -> None:
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
@@ -127,7 +123,7 @@ class Supervisor:
         """Templates are children; so is the command that a mount in the foreground was asked for by."""
         try:
             while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-                for template in [one for one in self._templates if one.pid == pid]:
+                for template in [one for one in self._crew.templates if one.pid == pid]:
                     self._lose_template(template)
         except ChildProcessError:
             return
@@ -152,11 +148,12 @@ class Supervisor:
         if message is None:
             template.gone = True
             return
+        workers = [worker for worker in self._crew.workers if worker.template is template]
         if message["type"] == "forked":
-            next(w for w in self._workers if w.template is template and not w.pid).pid = message["pid"]
+            next(worker for worker in workers if not worker.pid).pid = message["pid"]
             return
-        for worker in [*self._workers]:
-            if worker.template is template and worker.pid == message["pid"]:
+        for worker in workers:
+            if worker.pid == message["pid"]:
                 while worker.has_more_to_say:  # what it said before it ended counts
                     self._take_message(worker)
                 self._lose(worker, message["status"])
@@ -171,7 +168,7 @@ class Supervisor:
     def _watch(self) -> None:
         """From now on ask the workers whether they are alive, until nothing is asked of the mount any more."""
         self._vigil.begin(time.monotonic())
-        for worker in self._workers:
+        for worker in self._crew.workers:
             worker.silent_since, worker.idle = None, False
 
     # What workers say
@@ -183,12 +180,7 @@ class Supervisor:
         self._held.state |= message["state"]
 
     def _ready(self, worker: Worker, message: Message) -> None:
-        worker.enter("serving")
-        for other in self._workers:
-            if other.slot == worker.slot and other is not worker and other.phase == "serving":
-                other.finish()
-        if all(other.template is worker.template for other in self._workers if other.phase == "serving"):
-            self._former = None
+        self._crew.take_over(worker)
         self._recovery.record_served()
         self._watch()
         link.send(worker.socket, {"type": "go", "generation": self._generation, "restarts": self._restarts})
@@ -196,7 +188,7 @@ class Supervisor:
     def _first_start(self, worker: Worker, message: Message) -> None:
         if not self._is_started:
             self._is_started = True
-            for template in self._templates:
+            for template in self._crew.templates:
                 link.send(template.socket, {"type": "started"})
             self._around.started(message)
 
@@ -208,63 +200,29 @@ class Supervisor:
 
     def _pong(self, worker: Worker, message: Message) -> None:
         worker.take_pong(message)
-        if all(other.idle for other in self._workers):
+        if all(other.idle for other in self._crew.workers):
             self._vigil.rest()
 
     def _relay(self, worker: Worker, message: Message) -> None:
         """To the other workers: an interrupt for a request that one of them has, a new revision."""
-        for other in self._workers:
-            if other is not worker:
-                link.send(other.socket, message["message"])
+        self._crew.send(message["message"], but=worker)
 
     def _unmounted(self, worker: Worker, message: Message) -> None:
         self._status = 0
 
     def _reload(self, worker: Worker, message: Message) -> None:
         """Start a worker with a new template beside each that serves; those end when the new ones are ready."""
-        if any(other.phase == "starting" for other in self._workers):
-            return
-        log.info("reloading")
-        self._generation += 1
-        self._former, self._template = self._template, None
-        for slot in range(self._count):
-            self._start(slot)
+        if self._crew.start_anew():
+            log.info("reloading")
+            self._generation += 1
 
-    # Workers
-
-    def _missing(self) -> list[int]:
-        """The slots that no worker serves or will serve. The first worker mounts, and makes the channels of others."""
-        if self._ending:
-            return []
-        wanted = self._count if self._is_started and self._held.device is not None else 1
-        present = {worker.slot for worker in self._workers if worker.phase != "ending"}
-        return [slot for slot in range(wanted) if slot not in present]
-
-    def _is_down(self) -> bool:
-        return not any(worker.phase in ("serving", "ending") for worker in self._workers)
-
-    def _start_missing(self) -> None:
-        for slot in self._missing():
-            self._start(slot)
-
-    def _start(self, slot: int) -> None:
-        if self._template is None:
-            self._template = self._around.new_template()
-            self._templates.append(self._template)
-        worker = Worker(slot, self._template, self._template.fork())
-        self._workers.append(worker)
-        first = {"slot": slot, "count": self._count, "state": self._held.state, "supervisor": os.getpid()}
-        link.send(worker.socket, {"type": "take", **first}, self._held.descriptors)
+    # Losses
 
     def _lose(self, worker: Worker, status: int | None) -> None:
         """A worker has ended. `status` is that of wait(2); None: nobody knows."""
-        if worker not in self._workers:
+        if worker not in self._crew.workers:
             return
-        self._workers.remove(worker)
-        if status is None and worker.pid:
-            worker.kill()  # one whose template is gone may still live
-        worker.socket.close()
-        self._retire_templates()
+        self._crew.remove(worker, may_live=status is None)
         if self._status is not None or self._ending:
             return
         if not self._is_started:
@@ -274,9 +232,9 @@ class Supervisor:
         if worker.phase != "ending":
             self._restarts += 1
             log.warning("worker %d died (%s) while %s", worker.pid, describe(status), worker.phase)
-            self._tell_of(worker, status)
+            self._crew.go_back(worker, f"the new worker did not start ({describe(status)}); see the log")
             self._judge(worker, status)
-        if self._is_down():
+        if self._crew.is_down:
             self._recovery.record_down(time.monotonic())
 
     def _save_requests(self, worker: Worker, status: int | None) -> None:
@@ -285,17 +243,8 @@ class Supervisor:
             return
         if worker.phase == "serving" or (worker.phase == "ending" and (status is None or is_killed(status))):
             log.warning("this kernel cannot repeat what worker %d was asked: mounting anew", worker.pid)
-            for other in self._workers:
-                other.enter("ending")
-                other.kill()
+            self._crew.dismiss()
             self._held.let_mount_go()
-
-    def _retire_templates(self) -> None:
-        """After a reload: the one whose workers have all ended is not needed any more."""
-        used = {worker.template for worker in self._workers} | {self._template, self._former}
-        for template in self._templates:
-            if template not in used and not template.gone:
-                template.retire()
 
     def _judge(self, worker: Worker, status: int | None) -> None:
         """Decide when the next is started."""
@@ -305,57 +254,41 @@ class Supervisor:
         killed = bool(worker.pid) if status is None else is_killed(status)
         was_hopeless = self._recovery.is_hopeless
         was_useful = not worker.doomed and (killed or lived_s >= SHORT_LIFE_S)
-        self._recovery.record_loss(now, was_useful=was_useful, is_down=self._is_down())
+        self._recovery.record_loss(now, was_useful=was_useful, is_down=self._crew.is_down)
         if self._recovery.is_hopeless and not was_hopeless:
-            self._tell_hopeless()
-
-    def _tell_of(self, worker: Worker, status: int | None) -> None:
-        """A worker that was to take over from another did not come up: that one goes on."""
-        for other in self._workers:
-            if other.slot == worker.slot and other.phase == "serving":
-                self._template, self._former = self._former or self._template, None
-                problem = f"the new worker did not start ({describe(status)}); see the log"
-                link.send(other.socket, {"type": "note", "problem": problem})
-
-    def _tell_hopeless(self) -> None:
-        log.error("no worker can be kept alive: the mount answers EIO until one can")
+            _tell_hopeless()
 
     def _lose_template(self, template: Template) -> None:
-        template.gone = True
-        self._templates.remove(template)
-        if self._template is template:
-            self._template = None
-            if not self._is_started and self._status is None:
-                self._fail("the process that should start the workers died; see the log")
-        for worker in [*self._workers]:
-            if worker.template is template and (worker.closed or worker.phase == "starting"):
-                self._lose(worker, None)
+        lost = self._crew.remove_template(template)
+        if not self._is_started and self._status is None:
+            self._fail("the process that should start the workers died; see the log")
+        for worker in lost:
+            self._lose(worker, None)
 
     # Time
 
     def _tend(self, now: float) -> None:
         """Do what is due."""
-        for worker in self._workers:
-            if now > worker.since + _LIMITS_S.get(worker.phase, float("inf")):
-                worker.kill()
-        if self._missing() and now >= self._recovery.retry_at and self._status is None:
-            self._start_missing()
+        self._crew.kill_late(now)
+        if now >= self._recovery.retry_at:
+            for slot in self._missing():
+                self._crew.start(slot)
         if self._is_started:
-            if self._is_down() and self._recovery.look(now):
-                self._tell_hopeless()
+            if self._crew.is_down and self._recovery.look(now):
+                _tell_hopeless()
             self._look_after(now)
         if self._end_at and now >= self._end_at:
             self._status = 0
 
     def _look_after(self, now: float) -> None:
         """Ask the workers whether they are alive, replace those that are not, and tell of those that are."""
-        serving = [worker for worker in self._workers if worker.phase == "serving"]
+        serving = self._crew.serving
         for worker in serving:
             if self._vigil.is_hung(worker.silent_since, now) and not worker.doomed:
                 log.error("worker %d does not answer", worker.pid)
                 worker.kill()
         ticks = self._vigil.take_tick(now)
-        if ticks and len(serving) == self._count and all(worker.silent_since is None for worker in serving):
+        if ticks and len(serving) == self._crew.count and all(worker.silent_since is None for worker in serving):
             self._around.alive()
         if self._vigil.take_ping(now) or ticks:
             for worker in serving:
@@ -373,22 +306,13 @@ class Supervisor:
         self._end_at = time.monotonic() + END_S
         if not self._is_started:
             self._status = 1
-        elif not any(link.send(worker.socket, {"type": "unmount"}) for worker in self._workers):
+        elif not self._crew.send({"type": "unmount"}):
             self._status = 0
 
-    def _clean_up(self) -> None:
-        """End what is left, and the mount if it is still there."""
-        if self._held.needs_unmount:
-            self._around.unmount()
-        processes: Sequence[Worker | Template] = (*self._workers, *self._templates)
-        for one in processes:
-            one.socket.close()
-        wait_for_ends([one.pid for one in processes if one.pid], END_S)
-        self._held.let_mount_go()
-        self._held.remove_files()
 
+def _tell_hopeless() -> None:
+    log.error("no worker can be kept alive: the mount answers EIO until one can")
 
-_LIMITS_S: Final = {"starting": START_DEADLINE_S, "ending": DRAIN_S}
 
 _HANDLERS: Final[dict[str, Callable[[Supervisor, Worker, Message], None]]] = {
     "hold": Supervisor._hold,
