@@ -19,8 +19,9 @@ from tests.servers import FaultyServer, hang
 LARGE = 6 * MIB + 1
 SMALL = {f"dir{number % 3}/small{number}": content(40_000 + number) for number in range(12)}
 FILES = SMALL | {f"big{number}": content(1_200_000 + number) for number in range(3)} | {"large": content(LARGE)}
-DEADLINE_S = 45.0
-"""Longer than a fetch may take (30 s), shorter than a hang."""
+DEADLINE_S = 5.0
+"""Of a fetch, for the mounts here. The kernel, which is answered after it, asks once more."""
+DEADLINE = ("--deadline", str(DEADLINE_S))
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +85,7 @@ def test_repositories_share_what_is_equal(auto_host: Host, serving: Server, tmp_
 def test_with_the_server_gone(host: Host, published: Store, tmp_path: Path) -> None:
     """What was read goes on, also in a new process; what was not fails soon; all is well again when it is back."""
     with Server(published.path, tmp_path) as server:
-        mount = host.mount(server.url)
+        mount = host.mount(server.url, *DEADLINE)
         known = [name for name in FILES if name.startswith("dir0")]
         for name in known:
             (mount / name).read_bytes()
@@ -95,7 +96,7 @@ def test_with_the_server_gone(host: Host, published: Store, tmp_path: Path) -> N
             assert (mount / name).read_bytes() == FILES[name]
         _fails_soon(lambda at=mount: (at / "large").read_bytes())
         host.umount(mount)
-        warned = host.cvfs("mount", url, mount, "--engine", host.engine).stderr
+        warned = host.cvfs("mount", url, mount, "--engine", host.engine, *DEADLINE).stderr
         assert warned.startswith(b"cvfs: warning: ")
         assert host.status(mount)["state"] == "offline"
     assert host.cvfs("status", mount, check=False).returncode == 1
@@ -109,7 +110,7 @@ def _fails_soon(read: Callable[[], object]) -> None:
     with pytest.raises(OSError) as caught:  # noqa: PT011 - the number says more than a text
         read()
     assert caught.value.errno in (errno.EIO, errno.ETIMEDOUT)
-    assert time.monotonic() - started < DEADLINE_S
+    assert time.monotonic() - started < 6 * DEADLINE_S
 
 
 def _eventually(read: Callable[[], bytes]) -> bytes:
@@ -123,7 +124,7 @@ def _eventually(read: Callable[[], bytes]) -> bytes:
 def test_a_server_that_hangs(auto_host: Host, published: Store) -> None:
     """A reader can be killed at once, the others get an error in time, and what is cached is not held up."""
     with FaultyServer(published.path) as server:
-        mount = auto_host.mount(server.url)
+        mount = auto_host.mount(server.url, *DEADLINE)
         (mount / "dir0/small0").read_bytes()
         server.misbehave(hang)
         started = time.monotonic()
@@ -135,9 +136,9 @@ def test_a_server_that_hangs(auto_host: Host, published: Store) -> None:
         assert (mount / "dir0/small0").read_bytes() == FILES["dir0/small0"]
         waiting[0].kill()
         waiting[0].communicate(timeout=5)
-        error = waiting[1].communicate(timeout=DEADLINE_S)[1]
+        error = waiting[1].communicate(timeout=6 * DEADLINE_S)[1]
         assert b"Input/output error" in error or b"timed out" in error
-        assert time.monotonic() - started < DEADLINE_S
+        assert time.monotonic() - started < 6 * DEADLINE_S
         server.recover()
         assert _eventually((mount / "large").read_bytes) == FILES["large"]
         auto_host.umount(mount)
