@@ -21,6 +21,7 @@ _YES_NO = {"1": True, "yes": True, "true": True, "on": True, "0": False, "no": F
 _ADDRESS = r"(https?|file)://\S+"
 _TAG = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_HOST_AND_PORT = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):\d{1,5}"
 _DOMAIN = r"[a-z0-9][a-z0-9.-]*"
 
 MAX_WORKERS = 16
@@ -240,6 +241,15 @@ def _pair(word: Any) -> tuple[str, str]:
     return name, text
 
 
+def _metrics_address(value: Any, base: Path) -> str:
+    kind, _, place = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if kind in ("unix", "textfile"):
+        return f"{kind}:{_path(place, base)}"
+    if not re.fullmatch(_HOST_AND_PORT, _text(value, base)) or int(value.rpartition(":")[2]) > 0xFFFF:
+        raise ValueError
+    return str(value)
+
+
 def one_of(*words: str) -> Kind:
     def parse(value: Any, _: Path) -> str:
         if value not in words:
@@ -265,5 +275,6 @@ PROXIES = Kind("groups of proxies like [['http://a:3128', 'http://b:3128'], ['DI
 USER = Kind("a user's number or name", _user, "USER")
 GROUP = Kind("a group's number or name", _group, "GROUP")
 ID_MAP = Kind("a table of ids, like {1000 = 0, '*' = 65534}, or the name of a file of such lines", _id_map, "FILE")
+METRICS = Kind("unix:PATH, textfile:PATH or HOST:PORT", _metrics_address, "ADDRESS")
 DOMAINS = Kind("a table of addresses by domain, like {'example.org' = 'http://server/{name}'}", _domains, "DOMAIN=URL")
 VARIABLES = Kind("a table of texts by name, like {COMPILER = 'gcc'}", _variables, "NAME=TEXT")

@@ -130,7 +130,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         (Path("/etc/cvfs/keys"),),
     )
     metrics: str | None = _setting(
-        kinds.TEXT, "host", "Where metrics are served: unix:PATH, HOST:PORT or textfile:PATH."
+        kinds.METRICS, "host", "Where metrics are served: unix:PATH, HOST:PORT or textfile:PATH."
     )
     log_format: Literal["text", "json"] = _setting(
         kinds.one_of("text", "json"), "host", "How a daemon's log is written.", "text"

@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from inspect import isawaitable
 from typing import Any
 
 import trio
@@ -13,8 +14,9 @@ log = logging.getLogger(__name__)
 _DEADLINE_S = 5.0
 _MAX_REQUEST_BYTES = 64 << 10
 
-Answers = Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
-"""Command: what answers it, given all that was asked. Must neither wait nor fail."""
+Answer = dict[str, Any]
+Answers = Mapping[str, Callable[[Mapping[str, Any]], Answer | Awaitable[Answer]]]
+"""Command: what answers it, given all that was asked. Must not fail."""
 
 
 async def serve_control(listener: trio.SocketListener, answers: Answers) -> None:
@@ -26,6 +28,8 @@ async def _serve_one(answers: Answers, stream: trio.SocketStream) -> None:
     with trio.move_on_after(_DEADLINE_S):
         try:
             answer = _answer(answers, await _receive_line(stream))
+            if isawaitable(answer):
+                answer = await answer
             await stream.send_all(json.dumps(answer).encode() + b"\n")
         except trio.BrokenResourceError:
             log.debug("whoever asked has gone")
@@ -42,7 +46,7 @@ async def _receive_line(stream: trio.SocketStream) -> bytes:
     return line
 
 
-def _answer(answers: Answers, line: bytes) -> dict[str, Any]:
+def _answer(answers: Answers, line: bytes) -> Answer | Awaitable[Answer]:
     try:
         request = json.loads(line)
         answer = answers.get(request.get("command"))

@@ -20,6 +20,7 @@ from cvfs.fuse.worker import Worker, take_away
 from cvfs.model import Manifest
 from cvfs.mount.client import Ground, open_ground, single
 from cvfs.mount.control import Answers, serve_control
+from cvfs.mount.exporter import export
 from cvfs.mount.logs import Recent, setup_logging
 from cvfs.mount.member import Member, Opened
 from cvfs.mount.mounted import Mounted, follow, mounted_by
@@ -29,12 +30,16 @@ from cvfs.mount.request import MountRequest
 from cvfs.mount.runtime import Runtime
 from cvfs.mount.served import ServedMount
 from cvfs.mount.shown import Shown
+from cvfs.mount.sums import Counts, counts_of, with_counts
 from cvfs.mount.worker import lock
 
 log = logging.getLogger(__name__)
 
 _SWITCHED_S: Final = 2.0
 """For the other workers to follow a switch: each does so in its loop, at once."""
+
+_COUNTED_S: Final = 0.5
+"""For the other workers to say what they have counted: who asks for the status has little patience."""
 
 _SWITCH_S: Final = 0.0005
 """How long a thread that decompresses or hashes may keep the interpreter from the loop; Python's own 5 ms would be
@@ -66,6 +71,9 @@ class _Assembly:
         self._request, self._orders, self._recent, self._leave = request, orders, recent, leave
         self._runtime = Runtime(request.settings.runtime)
         self._switched, self._all_switched = 0, trio.Event()
+        self._counts: dict[int, Counts] = {}
+        self._silent: set[int] = set()
+        self._all_counted = trio.Event()
 
     async def serve(self) -> None:
         request, orders = self._request, self._orders
@@ -111,13 +119,20 @@ class _Assembly:
             orders.say("started", what=what, warnings=[event.message for event in self._recent.events])
 
         async with trio.open_nursery() as nursery:
-            orders.handlers = {"switch": partial(self._switch, mounted), "switched": self._has_switched}
+            orders.handlers = {
+                "switch": partial(self._switch, mounted),
+                "switched": self._has_switched,
+                "count": partial(self._count, mount),
+                "counts": self._has_counted,
+            }
             if orders.slot == 0:
                 mount.refreshing = Refreshing(mounted, shown, worker.invalidate, self._announce, nursery)
                 orders.handlers["opened"] = partial(_adopt, mount.refreshing)
-                answers: Answers = {"status": lambda _: mount.status(), "reload": self._reload}
+                answers: Answers = {"status": partial(self._status, mount), "reload": self._reload}
                 nursery.start_soon(self._answer, {**answers, **refresh_answer(request, mount.refreshing)})
                 nursery.start_soon(mount.refreshing.run)
+                if request.settings.metrics:
+                    nursery.start_soon(export, request.settings.metrics, self._runtime)
             else:
                 mounted.on_open = partial(self._tell_of, shown)
             await worker.serve(started)
@@ -129,6 +144,28 @@ class _Assembly:
         listener = socket.socket(fileno=os.dup(self._orders.descriptors[LISTENER]))
         listener.setblocking(False)
         await serve_control(trio.SocketListener(trio.socket.from_stdlib_socket(listener)), answers)
+
+    async def _status(self, mount: ServedMount, _: Mapping[str, Any]) -> dict[str, Any]:
+        """What this worker says, with what the others have counted, or had when they answered last."""
+        if self._orders.count > 1:
+            self._silent |= set(range(1, self._orders.count))
+            if self._all_counted.is_set():
+                self._all_counted = trio.Event()
+            self._orders.say("relay", message={"type": "count"})
+            with trio.move_on_after(_COUNTED_S):
+                await self._all_counted.wait()
+        return with_counts(mount.status(), self._counts.values())
+
+    def _count(self, mount: ServedMount, _: Message) -> None:
+        message = {"type": "counts", "slot": self._orders.slot, "counts": counts_of(mount.status())}
+        self._orders.say("relay", message=message)
+
+    def _has_counted(self, message: Message) -> None:
+        """Harmless in a worker that has not asked."""
+        self._counts[message["slot"]] = message["counts"]
+        self._silent.discard(message["slot"])
+        if not self._silent:
+            self._all_counted.set()
 
     async def _announce(self, label: str, manifest: Manifest) -> None:
         """To the other workers, which switch too."""

@@ -18,6 +18,7 @@ from cvfs.model import Manifest
 from cvfs.mount.client import open_ground, single
 from cvfs.mount.control import Answers, serve_control
 from cvfs.mount.daemon import Caller
+from cvfs.mount.exporter import export
 from cvfs.mount.heap import return_memory
 from cvfs.mount.logs import Recent, setup_logging
 from cvfs.mount.mounted import Mounted, mounted_by
@@ -127,6 +128,8 @@ async def _serve_mount(
             answers: Answers = {"status": lambda _: mount.status(), **refresh_answer(request, mount.refreshing)}
             nursery.start_soon(serve_control, trio.SocketListener(listener), answers)
             nursery.start_soon(mount.refreshing.run)
+            if request.settings.metrics:
+                nursery.start_soon(export, request.settings.metrics, runtime)
             await engine(mounted.view, request.directory, mount.options(), started)
             nursery.cancel_scope.cancel()
 

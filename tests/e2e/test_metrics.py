@@ -1,0 +1,103 @@
+"""Metrics, as Prometheus finds them: on real mounts, read by curl and by Prometheus' own parser."""
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cvfs.mount.metrics import MAX_REPOSITORIES, NAMES, exposition
+from tests.e2e.host import ROOT, Host, Server, run, wait_until
+
+Samples = dict[tuple[str, ...], float]
+
+
+def _parsed(text: str) -> dict[str, Samples]:
+    """Values by the values of labels, by name."""
+    found: dict[str, Samples] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sample.labels.values())] = sample.value
+    return found
+
+
+def _scrape(path: Path) -> dict[str, Samples]:
+    return _parsed(run("curl", "-sSf", "--unix-socket", path, "http://localhost/metrics").stdout.decode())
+
+
+@pytest.fixture
+def mounted(host: Host, zoo_server: Server) -> Iterator[tuple[Host, Path]]:
+    """A mount with two workers, where the engine has such, whose metrics are on a unix socket."""
+    workers = ("--workers", "2") if host.engine == "channel" else ()
+    mount = host.mount(zoo_server.url, "--metrics", f"unix:{host.top}/metrics", *workers)
+    wait_until((host.top / "metrics").is_socket)
+    yield host, mount
+    host.umount(mount)
+    wait_until(lambda: not (host.top / "metrics").exists())
+
+
+def test_what_curl_gets_is_what_the_status_says(mounted: tuple[Host, Path]) -> None:
+    host, mount = mounted
+    for number in range(8):
+        assert not (mount / f"missing-{number}").exists()
+    found, status = _scrape(host.top / "metrics"), host.status(mount)
+    assert {name for name in found if name not in NAMES} == set()
+    alone = (str(mount), status["repository"])
+    assert found["cvfs_state"][str(mount), "ok"] == 1
+    assert sum(found["cvfs_state"].values()) == 1
+    assert found["cvfs_revision"] == {alone: status["revision"]}
+    assert found["cvfs_trust_expires_timestamp_seconds"] == {alone: status["trust"]["expires_s"]}
+    assert found["cvfs_cache_limit_bytes"] == {alone[:1]: status["cache"]["limit_bytes"]}
+    if host.engine == "channel":
+        assert found["cvfs_workers"] == {alone[:1]: 2}
+        # Whichever worker was asked for each.
+        assert found["cvfs_requests_total"][str(mount), "LOOKUP"] >= 8
+
+
+def test_a_file_and_a_port_and_who_takes_over(auto_host: Host, zoo_server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    textfile = auto_host.top / "metrics" / "cvfs.prom"
+    first, second = (auto_host.mount(zoo_server.url, "--metrics", f"textfile:{textfile}") for _ in range(2))
+    third = auto_host.mount(zoo_server.url, "--metrics", address)
+    wait_until(lambda: textfile.exists() and str(first) in textfile.read_text())
+    assert [path.name for path in textfile.parent.iterdir()] == [textfile.name]
+    wait_until(lambda: not run("curl", "-sf", f"http://{address}/metrics", check=False).returncode)
+    text = run("curl", "-sSf", f"http://{address}/metrics").stdout.decode()
+    assert {mount for mount, state in _parsed(text)["cvfs_state"]} == {str(first), str(second), str(third)}
+    auto_host.umount(first)
+    wait_until(lambda: textfile.exists() and str(first) not in textfile.read_text())
+    for mount in (second, third):
+        auto_host.umount(mount)
+    wait_until(lambda: not textfile.exists())
+
+
+def test_what_cannot_be_used_is_said(auto_host: Host, zoo_server: Server) -> None:
+    for wrong in ("8080", "unix:", "host:99999", "http://host:1/"):
+        outcome = auto_host.cvfs("mount", zoo_server.url, auto_host.top, "--metrics", wrong, check=False)
+        assert b"wanted unix:PATH, textfile:PATH or HOST:PORT" in outcome.stderr
+    mount = auto_host.mount(zoo_server.url, "--metrics", f"unix:{auto_host.top}/no/such/socket")
+    wait_until(lambda: "no metrics at" in auto_host.log())
+    auto_host.umount(mount)
+
+
+def test_any_name_can_be_a_label() -> None:
+    name = 'a"b\\c\nd\udcff'
+    found = _parsed(
+        exposition([{"mountpoint": name, "state": "dead"}, {"mountpoint": "/", "state": "foreign"}]).decode()
+    )
+    assert found["cvfs_state"]['a"b\\c\nd\\xff', "dead"] == 1
+
+
+def test_names_that_somebody_makes_up_are_bounded() -> None:
+    many = [{"name": f"{number}.example.org", "state": "failed"} for number in range(MAX_REPOSITORIES + 9)]
+    many.append({"name": "unused.example.org", "state": "unused"})
+    found = _parsed(exposition([{"mountpoint": "/cvfs", "state": "ok", "repositories": many}]).decode())
+    assert len({labels[1] for labels in found["cvfs_state"] if len(labels) == 3}) == MAX_REPOSITORIES
+
+
+def test_the_document_has_them_all() -> None:
+    table = re.findall(r"^\| `(cvfs_\w+)", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
+    assert sorted(table) == sorted(NAMES)
