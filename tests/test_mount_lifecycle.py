@@ -165,6 +165,7 @@ def test_broken_root(cvfs: Command, server: FaultyServer, store: SmallStore, mnt
 
 @pytest.mark.parametrize("fault", [servers.hang, servers.status("503 Busy")])
 def test_server_that_does_not_answer(cvfs: Command, server: FaultyServer, mnt: Path, fault: servers.Fault) -> None:
+    cvfs.environment["CVFS_START_DEADLINE_S"] = "2"
     server.misbehave(fault)
     assert server.url in refused(cvfs, server.url, mnt)
 
