@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cvfs.config.settings import ENGINES
+from tests import kernel_caches
 from tests.e2e.host import Host, Server, Store
 from tests.e2e.zoo import Zoo, make_zoo
 
@@ -34,6 +35,13 @@ def auto_host(tmp_path: Path) -> Iterator[Host]:
     host.top.mkdir()
     yield host
     host.close()
+
+
+@pytest.fixture
+def kept_kernel_caches() -> Iterator[None]:
+    """For a test that counts on what the kernel has cached."""
+    with kernel_caches.kept():
+        yield
 
 
 @pytest.fixture(scope="session")

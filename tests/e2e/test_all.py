@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import kernel_caches
 from tests.e2e.host import Host, Server, Store, error_line, kill, run, wait_until
 from tests.servers import FaultyServer
 
@@ -272,7 +273,7 @@ def test_workers_that_are_killed_go_unnoticed(field: Field) -> None:
             for _ in range(4):
                 with contextlib.suppress(ProcessLookupError):
                     kill(field.host.status(field.mount)["worker_pid"])
-                Path("/proc/sys/vm/drop_caches").write_text("3")
+                kernel_caches.drop()
                 assert os.listdir(inside) == ["same"]
                 assert os.pread(file.fileno(), 1, 0) == b"b"
                 assert field.read(GOOD[0]) == text
@@ -328,14 +329,14 @@ def test_several_workers_show_the_same(engine: str, tmp_path: Path) -> None:
         for number, name in enumerate(GOOD):
             texts = {field.read(name)}
             for _ in range(6):
-                Path("/proc/sys/vm/drop_caches").write_text("3")
+                kernel_caches.drop()
                 texts.add(run("cat", field.mount / name / "file").stdout.decode())
             assert texts == {f"{name}: one"}
             wait_until(lambda: "revision" in field.status(name), timeout_s=20)  # noqa: B023
             field.publish(name, f"two {number}")
             field.host.cvfs("refresh", field.mount / name)
             for _ in range(6):
-                Path("/proc/sys/vm/drop_caches").write_text("3")
+                kernel_caches.drop()
                 assert run("cat", field.mount / name / "file").stdout.decode() == f"{name}: two {number}"
         field.host.umount(field.mount)
 

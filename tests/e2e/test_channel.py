@@ -47,6 +47,7 @@ def use(mount: Path) -> None:
     os.listdir(mount)
 
 
+@pytest.mark.usefixtures("kept_kernel_caches")
 def test_hot_paths_send_no_message(host: Host, filled: Store) -> None:
     mount = host.mount(filled.path)
     for _ in range(2):

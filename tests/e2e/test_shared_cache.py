@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import kernel_caches
 from tests.e2e.host import Host, Server, Store, kill, run
 from tests.e2e.zoo import MIB, content
 from tests.servers import FaultyServer, hang
@@ -211,7 +212,7 @@ def test_a_cache_that_is_wiped_under_a_mount(auto_host: Host, serving: Server) -
     read_all(mount)
     for kind in ("objects", "blobs", "large"):
         shutil.rmtree(auto_host.cache / kind)
-    run("sysctl", "-q", "vm.drop_caches=3", check=False)
+    kernel_caches.drop()
     read_all(mount)
     auto_host.remount(mount, serving.url)
     read_all(mount)

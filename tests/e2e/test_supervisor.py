@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from tests import kernel_caches
 from tests.e2e.host import ROOT, Host, Server, Store, kill, run, wait_until
 from tests.servers import FaultyServer, hang
 
@@ -109,7 +110,7 @@ class Users:
 
     def _forget(self) -> None:
         """Have the kernel ask again, and find nothing in the cache, so that it is written to all the time."""
-        Path("/proc/sys/vm/drop_caches").write_text("3")
+        kernel_caches.drop()
         shutil.rmtree(self.cache / random.choice(["objects", "large", "blobs"]), ignore_errors=True)
         self._stop.wait(0.2)
 

@@ -75,6 +75,7 @@ def test_everything_new_is_seen_and_what_is_open_stays(
     host.umount(mount)
 
 
+@pytest.mark.usefixtures("kept_kernel_caches")
 def test_unchanged_files_keep_their_pages(host: Host, filled: Store, tree: Path) -> None:
     if host.engine == "pyfuse3":
         pytest.skip("it does not count requests")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests import kernel_caches
 from tests.command import ROOT, Command, wait_until
 
 NEEDED = ("ip", "nft", "nsenter", "unshare", "nginx", "squid")
@@ -202,7 +203,7 @@ class Client(Command):
         for socket_file in self.runtime.glob("*"):
             socket_file.unlink()
         os.sync()
-        Path("/proc/sys/vm/drop_caches").write_text("3")
+        kernel_caches.drop()
 
 
 @contextlib.contextmanager
