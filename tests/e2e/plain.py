@@ -1,5 +1,6 @@
 """What a plain user has of this host: no capability, no way to one, a home, and what everybody may read."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.booted import LET_GO
-from tests.e2e.host import ROOT, TOKEN, processes_of, run, trust
+from tests.e2e.host import ROOT, TOKEN, kill, processes_of, run, trust
 
 UID, GID = 61234, 61235
 """Of nobody here: he has no name either."""
@@ -57,6 +58,7 @@ class Plain:
 
     def __init__(self, top: Path, hidden: tuple[str, ...] = ()) -> None:
         self.top, self.home = top, top / "home"
+        top.chmod(0o755)
         for path in (self.home, self.home / "run"):
             path.mkdir()
             os.chown(path, UID, GID)
@@ -88,24 +90,40 @@ class Plain:
         return [*enter, "setpriv", *ids, "--", *words]
 
     def __call__(
-        self, *words: str | Path, check: bool = True, directory: Path | None = None, **environment: str
+        self,
+        *words: str | Path,
+        check: bool = True,
+        directory: Path | None = None,
+        timeout_s: float = 60.0,
+        **environment: str,
     ) -> subprocess.CompletedProcess[bytes]:
-        """The outcome of a command."""
-        return run(*self.line(*words, directory=directory), check=check, env=self.environment | environment)
+        """The outcome of a command, with `environment` added to his."""
+        line = self.line(*words, directory=directory)
+        return run(*line, check=check, timeout_s=timeout_s, env=self.environment | environment)
 
     def start(self, *words: str | Path, **options: Any) -> subprocess.Popen[bytes]:
         """A command that runs beside the test."""
         return subprocess.Popen(self.line(*words), env=self.environment, **options)
 
     def left(self) -> list[str]:
-        """What is there of his commands: processes, and what his control sockets would be in."""
-        return [*processes_of(self.home).values(), *map(str, (self.home / "run").iterdir()), *self._mounts()]
+        """What is there of his commands: processes, sockets, mounts."""
+        sockets = [str(path) for path in (self.home / "run").rglob("*") if not path.is_dir()]
+        return [*processes_of(self.home).values(), *sockets, *self._mounts()]
 
     def _mounts(self) -> list[str]:
         lines = Path(f"/proc/{self._holder.pid}/mountinfo").read_text().splitlines()
         return [line for line in lines if " - fuse" in line]
 
     def close(self) -> None:
+        """End everything; raises if something could only be ended by force."""
+        left = processes_of(self.home)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):  # it has ended with one of the others
+                kill(pid)
+        self._end()
+        assert not left, f"left behind: {left}"
+
+    def _end(self) -> None:
         assert self._holder.stdin is not None
         assert self._holder.stdout is not None
         self._holder.stdin.close()
