@@ -12,6 +12,7 @@ _COMMANDS = {
     "refresh": ("Have a mount go on with the newest revision.", "refresh_command"),
     "reload": ("Have a mount served by newly installed code.", "reload_command"),
     "status": ("Show the mounts of this user.", "status_command"),
+    "doctor": ("Find out what is in the way of a mount, and what to do.", "doctor_command"),
     "config": ("Show the settings that hold; configure repositories.", "config_command"),
     "ls": ("List what a repository has, without a mount.", "ls_command"),
     "cat": ("Print files of a repository, without a mount.", "cat_command"),

@@ -1,0 +1,105 @@
+"""`cvfs doctor`: everything that can be in the way of a mount, put there, is found, with what to do about it."""
+
+import json
+import time
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from cvfs.format.manifest import encode_manifest
+from tests.e2e.host import PYTHON, Host, Server, kill, run, wait_until
+from tests.servers import refusing_port
+from tests.small_store import SmallStore
+from tests.trust.test_mounts import expire
+
+Findings = dict[str, tuple[str, str]]
+
+
+def _doctor(host: Host, *arguments: str | Path) -> tuple[int, Findings]:
+    """The exit status; state and text by what was tested. Whatever failed says what to do."""
+    outcome = host.cvfs("doctor", "--json", *arguments, check=False)
+    findings = json.loads(outcome.stdout)["findings"]
+    assert all(each["remedy"] for each in findings if each["state"] != "ok")
+    return outcome.returncode, {each["test"]: (each["state"], each["says"]) for each in findings}
+
+
+def test_a_healthy_host(auto_host: Host, zoo_server: Server) -> None:
+    mount = auto_host.mount(zoo_server.url)
+    status, found = _doctor(auto_host, mount)
+    assert status == 0
+    assert {"device", "mounting", "kernel", "cache", "space", "state", "runtime directory"} < set(found)
+    assert found[f"mount {mount}"] == ("ok", "ok")
+    assert found["repository"][0] == found["expiry"][0].replace("warning", "ok") == "ok"
+    assert found[f"server 127.0.0.1:{zoo_server.port}"] == ("ok", "takes connections")
+    assert "ok       device: /dev/fuse can be opened" in auto_host.cvfs("doctor").stdout.decode()
+    auto_host.umount(mount)
+
+
+def test_a_mount_whose_process_died(auto_host: Host, zoo_server: Server) -> None:
+    auto_host.engine = "pyfuse3"
+    mount = auto_host.mount(zoo_server.url)
+    kill(auto_host.status(mount)["pid"])
+    status, found = _doctor(auto_host)
+    assert (status, found[f"mount {mount}"][0]) == (1, "failed")
+    auto_host.umount(mount)
+
+
+def test_a_host_without_fuse(auto_host: Host) -> None:
+    script = 'mount -t tmpfs none /dev && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", *PYTHON, "-m", "cvfs", "doctor"]
+    told = run(*command, check=False, env=auto_host.environment).stdout.decode()
+    assert "failed   device: cannot open /dev/fuse: No such file or directory" in told
+    assert "-> load the module (modprobe fuse)" in told
+
+
+def test_directories_that_cannot_be_used(auto_host: Host) -> None:
+    auto_host.cache.mkdir(mode=0o777)
+    auto_host.cache.chmod(0o777)
+    (auto_host.top / "run").mkdir()
+    (auto_host.top / "run").chmod(0o777)
+    (auto_host.top / "state").touch()
+    status, found = _doctor(auto_host)
+    assert status == 1
+    assert {name for name, (state, _) in found.items() if state == "failed"} == {"cache", "runtime directory", "state"}
+
+
+def test_servers_names_proxies_and_keys(auto_host: Host, zoo_server: Server) -> None:
+    auto_host.environment["CVFS_START_DEADLINE_S"] = "1"
+    with refusing_port() as port:
+        dead = f"127.0.0.1:{port}"
+        cases = (
+            (("http://no-such-host.invalid",), "name no-such-host.invalid", ""),
+            ((f"http://{dead}",), f"server {dead}", "refused"),
+            ((zoo_server.url, "--proxies", f"http://{dead}"), f"server {dead}", "refused"),
+            ((zoo_server.url.replace("http:", "https:"),), f"TLS 127.0.0.1:{zoo_server.port}", ""),
+            ((zoo_server.url, "--root-sha256", "0" * 64), "repository", "root"),
+        )
+        for arguments, test, said in cases:
+            status, found = _doctor(auto_host, *arguments)
+            assert (status, found[test][0]) == (1, "failed"), arguments
+            assert said in found[test][1]
+
+
+def test_a_configuration_that_is_wrong(auto_host: Host, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("cash = '/x'\n")
+    auto_host.environment["CVFS_CONFIG"] = str(tmp_path)
+    status, found = _doctor(auto_host)
+    assert status == 1
+    assert "config.toml" in found["configuration"][1]
+
+
+def test_what_has_expired_and_a_clock_that_is_behind(auto_host: Host, tmp_path: Path) -> None:
+    store = SmallStore(tmp_path / "store")
+    manifest = store.publish({b"file": b"content"})
+    auto_host.environment["CVFS_ROOT"] = str(store.root)
+    assert _doctor(auto_host, store.path)[0] == 0
+    later = encode_manifest(replace(manifest, revision=2, published_s=int(time.time()) + 3600))
+    store.revision = 2
+    store.sign(store.put(later), later)
+    status, found = _doctor(auto_host, store.path)
+    assert (status, found["clock"][0]) == (1, "failed")
+    expire(store, 3)
+    # As the newest that is known, or if it has not been seen in time, as what is not accepted any more.
+    wait_until(
+        lambda: "expired" in str([each for each in _doctor(auto_host, store.path)[1].values() if each[0] == "failed"])
+    )
