@@ -15,7 +15,8 @@ KEEP ?=
 TESTERS ?= $(shell expr $$(nproc) + 1)
 
 BUILD_PACKAGES := python3 python3-venv python3-dev gcc libc6-dev pkgconf libfuse3-dev fuse3
-TEST_PACKAGES := attr libcap2-bin git rsync squashfs-tools squashfuse zstd iproute2 nftables nginx-light squid autofs systemd-container
+TEST_PACKAGES := attr libcap2-bin git rsync squashfs-tools squashfuse zstd iproute2 nftables nginx-light squid autofs systemd-container \
+	bubblewrap busybox-static charliecloud crun docker.io podman runc uidmap
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
