@@ -20,7 +20,7 @@ mount -t tmpfs tmpfs /mnt
 mknod --mode=0666 /mnt/fuse c 10 229
 mount --bind /mnt/fuse /dev/fuse
 for program in $hidden; do
-    for path in $(which --all "$program"); do mount --bind /dev/null "$path"; done
+    for path in $(which -a "$program"); do mount --bind /dev/null "$path"; done
 done
 count=0
 for path; do
