@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cvfs.config import Settings
 from cvfs.config.kinds import OTHERS
 from cvfs.config.layers import Configuration, config_directories
-from cvfs.config.notation import toml_of, write_file
+from cvfs.config.notation import toml_of, write_file, write_line
 from cvfs.config.settings import TABLE
 from cvfs.config.toml_file import line_of
 from cvfs.errors import ConfigError
@@ -143,6 +143,7 @@ def test_map_of_ids_from_a_file(etc: Path) -> None:
         ("cache_limit = '120 %'\n", 1, "not '120 %'"),
         ("cache = ''\n", 1, "cache: wanted a path"),
         ("ca = '\\u0000'\n".replace("'", '"'), 1, "ca: wanted a path"),
+        ("cache = '~nobody-of-this-name/x'\n", 1, "cache: wanted a path"),
         ("uid = 'nobody-of-this-name'\n", 1, "there is no user 'nobody-of-this-name'"),
         ("proxies = ['file:///x']\n", 1, "proxies: wanted groups"),
         ("variables = {'a b' = 'x'}\n", 1, "variables: wanted a table"),
@@ -240,7 +241,7 @@ def test_repositories_of_a_domain_need_no_file(etc: Path, monkeypatch: pytest.Mo
 def test_defaults_are_values_that_could_be_written(etc: Path) -> None:
     defaults = msgspec.structs.asdict(Settings())
     assert list(TABLE) == list(defaults)
-    lines = [f"{name} = {toml_of(value)}" for name, value in defaults.items() if value is not None]
+    lines = [write_line(name, value) for name, value in defaults.items() if value is not None]
     for_all = [line for line in lines if TABLE[line.split()[0]].scope != "repository"]
     assert _of("\n".join(for_all), etc) == Settings()
 

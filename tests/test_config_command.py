@@ -73,6 +73,15 @@ def test_add_without_a_look(cvfs: Command, tmp_path: Path) -> None:
     assert "not the name of a repository" in cvfs.refused("config", "add", "--no-check", "--name", "../x", "http://h/")
 
 
+def test_what_was_said_is_written_also_where_it_is_nothing(cvfs: Command) -> None:
+    options = ("--uid", "0", "--no-exec", "--deadline", "0.5", "--refresh", "1234567")
+    cvfs.ok("config", "add", "--no-check", *options, "http://127.0.0.1:9/soft.example.org")
+    lines = [
+        line.split("  #")[0].strip() for line in cvfs.ok("config", "show", "soft.example.org").decode().splitlines()
+    ]
+    assert {"uid = 0", "exec = false", "deadline_s = 0.5", "refresh_s = 1234567"} <= set(lines)
+
+
 def _squeezed(line: str) -> str:
     return "  # ".join(part.strip() for part in line.split("  # "))
 

@@ -42,10 +42,10 @@ def show(repository: str | None, as_json: bool) -> None:
     if as_json:
         terminal.print_json({row[0]: {"value": row[1], "origin": row[2]} for row in rows})
         return
-    from cvfs.config.notation import toml_of
+    from cvfs.config.notation import write_line
 
     for setting, value, origin in rows:
-        line = f"# {setting} is not set" if value is None else f"{setting} = {toml_of(value)}"
+        line = f"# {setting} is not set" if value is None else write_line(setting, value)
         click.echo(f"{line:<48}  # {origin}" if value is not None else line)
 
 
@@ -102,8 +102,8 @@ def add(url: str, no_check: bool, replace: bool) -> None:
     else:
         head = _open(location, settings)
         name = head.manifest.repository
-        said |= {"trust_on_first_use": False, "root": None, "root_sha256": head.trusted.root_ids[-1]}
-    _write(name, {key: value for key, value in said.items() if value}, replace)
+        said |= {"trust_on_first_use": None, "root": None, "root_sha256": head.trusted.root_ids[-1]}
+    _write(name, {key: value for key, value in said.items() if value is not None and value not in ([], {})}, replace)
 
 
 def _open(url: str, settings: Settings) -> "Head":

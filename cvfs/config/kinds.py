@@ -41,8 +41,12 @@ class Kind(NamedTuple):
 def _path(value: Any, base: Path) -> Path:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in os.fspath(value):
         raise ValueError
+    try:
+        home = Path(value).expanduser()
+    except RuntimeError as error:  # no such user
+        raise ValueError from error
     # Not resolved: what a link leads to may change.
-    return Path(os.path.normpath(base / Path(value).expanduser()))
+    return Path(os.path.normpath(base / home))
 
 
 def _paths(value: Any, base: Path) -> tuple[Path, ...]:
@@ -146,9 +150,15 @@ def _tag(value: Any, _: Path) -> str:
 
 
 def _instant(value: Any, _: Path) -> int:
+    import datetime
+
     from cvfs.which import parse_date
 
-    return parse_date(value if isinstance(value, str) else value.isoformat())
+    if isinstance(value, datetime.date):
+        value = value.isoformat()
+    if not isinstance(value, str):
+        raise ValueError
+    return parse_date(value)
 
 
 def _user(value: Any, _: Path) -> int:

@@ -8,17 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cvfs.config.kinds import SIZE_OR_SHARE
+from cvfs.config.settings import TABLE
 from cvfs.errors import ConfigError
+
+
+def write_line(name: str, value: Any) -> str:
+    """The line of a TOML file that says so of a setting. Raises ConfigError if TOML has no form for it."""
+    if TABLE[name].kind is SIZE_OR_SHARE and isinstance(value, float):
+        return f'{name} = "{value * 100:.12g} %"'
+    return f"{name} = {toml_of(value)}"
 
 
 def toml_of(value: Any) -> str:
     """A value in TOML, which the setting's parser takes back. Raises ConfigError if TOML has no form for it."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and 0 < value < 1:
-        return f'"{value * 100:g} %"'  # only sizes are written so: times are never less than 0.1 s
     if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return repr(value).removesuffix(".0")
     if isinstance(value, str | os.PathLike):
         return _text(os.fspath(value))
     if isinstance(value, Mapping):
@@ -37,7 +44,7 @@ def _text(text: str) -> str:
 
 def write_file(path: Path, values: Mapping[str, Any]) -> None:
     """Write a file of settings; it is there as a whole or not at all. Raises ConfigError."""
-    write_atomically(path, "".join(f"{name} = {toml_of(value)}\n" for name, value in values.items()).encode())
+    write_atomically(path, "".join(f"{write_line(name, value)}\n" for name, value in values.items()).encode())
 
 
 def write_atomically(path: Path, data: bytes) -> None:

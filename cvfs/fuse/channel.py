@@ -183,6 +183,8 @@ class Channel:
         self._initialized(session)
 
     def _wait_for(self, request: Request, nursery: trio.Nursery) -> None:
+        if request.unique in self._tasks or request.unique in self._queue:
+            return  # repeated once more for another worker that died; the answer to come is good for both
         self.statistics.waited += 1
         deadline = trio.current_time() + self._deadline_s
         if len(self._tasks) >= MAX_TASKS:

@@ -103,6 +103,21 @@ def test_what_waits_keeps_nothing_else_from_its_answer() -> None:
     assert drive(test).statistics.failed == 1
 
 
+def test_a_request_that_is_repeated_while_it_waits_is_answered_once() -> None:
+    async def test(kernel: Kernel, handlers: Scripted, loop: Channel) -> None:
+        for _ in range(2):
+            await kernel.ask(Opcode.GETATTR, 10 | 1 << 63, node=2, body=GETATTR)
+        await kernel.ask(Opcode.GETATTR, 12, body=GETATTR)
+        assert (await kernel.reply())[0] == 12
+        assert loop.under_way == 1
+        handlers.release.set()
+        assert await kernel.reply() == (10 | 1 << 63, 0, b"later")
+        await kernel.ask(Opcode.GETATTR, 14, body=GETATTR)
+        assert (await kernel.reply())[0] == 14
+
+    drive(test)
+
+
 def test_an_interrupt_ends_the_request_and_no_other() -> None:
     async def test(kernel: Kernel, handlers: Scripted, loop: Channel) -> None:
         await kernel.ask(Opcode.GETATTR, 10, node=2, body=GETATTR)
