@@ -18,7 +18,7 @@ _LINE = re.compile(r"^ {4}((?:cvfs|cvfs-publisher) [^#\n]*)", re.MULTILINE)
 def commands() -> Iterator[tuple[str, str]]:
     for document in DOCUMENTS:
         for line in _LINE.findall((ROOT / document).read_text()):
-            yield document, line.partition("&&")[0].strip()
+            yield document, re.split("&&| -- ", line)[0].strip()
 
 
 @pytest.mark.parametrize(("document", "line"), sorted(set(commands())))
