@@ -1,5 +1,6 @@
 """cvfs status."""
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +12,13 @@ import click
 from cvfs import terminal
 from cvfs.cli import common
 
-_COLUMNS = ("MOUNTPOINT", "STATE", "REPOSITORY", "REVISION", "PUBLISHED", "ERRORS/H", "URL")
+_COLUMNS = (
+    *("MOUNTPOINT", "STATE", "REPOSITORY", "REVISION", "AGE", "SIGNED", "HITS", "CACHE", "WORKERS", "ERRORS/H"),
+    *("MIRROR", "PROXY"),
+)
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+_NARROW = len(_COLUMNS) - 2
+"""How many of them are shown where there is no room for all."""
 
 
 @click.command("status", epilog="Example: cvfs status /mnt/software --json")
@@ -49,22 +56,60 @@ def _rows(status: dict[str, Any]) -> list[Sequence[str]]:
 
 
 def _row(status: dict[str, Any]) -> Sequence[str]:
+    now, trust, network = time.time(), status.get("trust", {}), status.get("network", {})
     return (
         status["mountpoint"],
         status["state"],
-        status.get("repository", "?"),
-        str(status.get("revision", "?")),
-        _date(status["published_s"]) if "published_s" in status else "?",
-        str(status.get("errors_last_hour", "?")),
-        status["url"],
+        status.get("repository", ""),
+        str(status.get("revision", "")),
+        _span(now - status["published_s"]) if "published_s" in status else "",
+        _span(trust["expires_s"] - now) if "expires_s" in trust else "",
+        _hit_ratio(status.get("fetcher", {})),
+        _cache_use(status.get("cache", {})),
+        f"{status['workers']}, {status['restarts']} lost" if status.get("restarts") else str(status.get("workers", "")),
+        str(status.get("errors_last_hour", "")),
+        network.get("mirror") or status.get("url", ""),
+        network.get("proxy") or "",
     )
 
 
+def _hit_ratio(fetcher: dict[str, int]) -> str:
+    asked = fetcher["hits"] + fetcher["misses"] if fetcher else 0
+    return f"{fetcher['hits'] / asked:.0%}" if asked else ""
+
+
+def _cache_use(cache: dict[str, Any]) -> str:
+    used, limit = cache.get("used_bytes"), cache.get("limit_bytes")
+    return f"{used / limit:.0%} of {terminal.show_size(limit)}" if used is not None and limit else ""
+
+
+def _span(span_s: float) -> str:
+    """As people say it: 5 min, 3 h, -2 d."""
+    unit_s, unit = next(each for each in _UNITS if abs(span_s) >= 2 * each[0] or each is _UNITS[-1])
+    return f"{span_s / unit_s:.0f} {unit}"
+
+
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    """As wide as the terminal allows: first without mirrors and proxies, then a block of lines for each mount."""
+    room = shutil.get_terminal_size((1000, 0)).columns
+    for shown in (rows, [row[:_NARROW] for row in rows]):
+        lines = _aligned(shown)
+        if max(map(len, lines)) <= room:
+            break
+    else:
+        lines = [line for row in rows[1:] for line in _block(row)]
+    for line in lines:
         click.echo(common.printable(line.encode(errors="surrogateescape"), escape=True))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _block(row: Sequence[str]) -> list[str]:
+    about = [f"  {name.capitalize():<11} {value}" for name, value in zip(_COLUMNS, row, strict=True) if value]
+    return [row[0], *about[1:]]
 
 
 def _print_details(status: dict[str, Any]) -> None:
