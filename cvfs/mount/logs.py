@@ -1,5 +1,6 @@
 """Where a mount's log goes: one line an event, to the journal or to a file; and what went wrong lately, in memory."""
 
+import json
 import logging
 import os
 import re
@@ -8,9 +9,15 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _RECENT = 50
+_MOST_ERRORS = 10_000
+
+_BURST = 20
+_BURST_S = 60.0
+"""A place in the code logs `_BURST` lines in this time, then none: what fails for each request is a line each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +36,53 @@ class Recent(logging.Handler):
         super().__init__(logging.WARNING)
         self.events: deque[Event] = deque(maxlen=_RECENT)
         self.warnings = self.errors = 0
+        self._errors_at: deque[float] = deque(maxlen=_MOST_ERRORS)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.events.append(Event(record.created, record.levelname.lower(), record.getMessage()))
         if record.levelno >= logging.ERROR:
             self.errors += 1
+            self._errors_at.append(record.created)
         else:
             self.warnings += 1
 
     def errors_since(self, time_s: float) -> int:
-        """Errors after `time_s`, as far as they are still held."""
-        return sum(event.time_s >= time_s and event.level == "error" for event in self.events)
+        """Errors after `time_s`, up to some thousands."""
+        return sum(at >= time_s for at in self._errors_at)
+
+
+class Moderation:
+    """Lets no place in the code write more than `_BURST` lines in `_BURST_S`; the next line says how many were not."""
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def admit(self, record: logging.LogRecord) -> logging.LogRecord | None:
+        """What to write instead of `record`, which other handlers have too; None for nothing."""
+        place = record.pathname, record.lineno
+        began_at, count = self._places.get(place, (record.created, 0))
+        if record.created < began_at + _BURST_S:
+            self._places[place] = began_at, count + 1
+            return record if count < _BURST else None
+        self._places[place] = record.created, 1
+        return _with_note(record, count - _BURST) if count > _BURST else record
+
+
+class _Moderated(logging.StreamHandler[TextIO]):
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._moderation = Moderation()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        admitted = self._moderation.admit(record)
+        if admitted is not None:
+            super().emit(admitted)
+
+
+def _with_note(record: logging.LogRecord, count: int) -> logging.LogRecord:
+    noted = logging.makeLogRecord(record.__dict__)
+    noted.msg, noted.args = f"{record.getMessage()} (and {count} like it that were not logged)", ()
+    return noted
 
 
 class _OneLine(logging.Formatter):
@@ -50,26 +93,52 @@ class _OneLine(logging.Formatter):
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class _Journal(_OneLine):
+class _Json(logging.Formatter):
+    """An object a line; a traceback is one text in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time_s": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "pid": record.process,
+            "from": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
+
+
+class _Journal(logging.Formatter):
     """With the priority in front, as sd-daemon(3) has it; the journal adds the time itself."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
         priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
-        return f"<{priority}>{super().format(record)}"
+        return f"<{priority}>{self._inner.format(record)}"
 
 
-def setup_logging() -> Recent:
-    """Log to standard error, which is a file, the journal or a terminal."""
-    handler = logging.StreamHandler(sys.stderr)
-    if is_journal():
-        handler.setFormatter(_Journal("%(message)s"))
-    else:
-        formatter = _OneLine("%(asctime)s %(process)d %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-        formatter.converter = time.gmtime
-        handler.setFormatter(formatter)
+def setup_logging(log_format: str = "text") -> Recent:
+    """Log to standard error, which is a file, the journal or a terminal, as "text" or "json"."""
+    handler = _Moderated(sys.stderr)
+    handler.setFormatter(_formatter(log_format))
     recent = Recent()
     logging.basicConfig(level=logging.INFO, handlers=[handler, recent], force=True)
     return recent
+
+
+def _formatter(log_format: str) -> logging.Formatter:
+    plain: logging.Formatter = _Json() if log_format == "json" else _OneLine("%(message)s")
+    if is_journal():
+        return _Journal(plain)
+    if log_format == "json":
+        return plain
+    formatter = _OneLine("%(asctime)s %(process)d %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    return formatter
 
 
 def is_journal() -> bool:

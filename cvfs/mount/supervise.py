@@ -30,8 +30,8 @@ def serve(text: str, caller: Caller, template: Template) -> int:
 
     The request is only handed on to the workers.
     """
-    setup_logging()
     request = json.loads(text)
+    setup_logging(request["settings"]["log_format"])
     unmount = [*_python(), "-m", "cvfs", "umount", "--lazy", request["directory"]]
 
     def started(message: Message) -> None:

@@ -51,7 +51,7 @@ def work(request: MountRequest, connection: socket.socket, leave: Callable[[], N
 
     `leave()` is called when the mount can be used: then the group of who asked for it may be left.
     """
-    recent = setup_logging()
+    recent = setup_logging(request.settings.log_format)
     sys.setswitchinterval(_SWITCH_S)
     orders = Orders(connection)
     try:

@@ -1,6 +1,7 @@
 """A mount served by one process, from the first check to a clean end: that of the pyfuse3 engine."""
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -44,7 +45,7 @@ def serve(text: str, caller: Caller) -> int:
 
     It ends when it is unmounted, and with SIGTERM and SIGINT. Nothing is left behind however it ends.
     """
-    recent = setup_logging()
+    recent = setup_logging(json.loads(text)["settings"]["log_format"])
     try:
         _run(decode_request(text), recent, lambda: caller.report([event.message for event in recent.events]))
     except CvfsError as error:
