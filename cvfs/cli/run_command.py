@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,6 +57,7 @@ def command(context: click.Context, everything: bool, repositories: tuple[str, .
         raise click.UsageError("say what to run behind a --: cvfs run URL -- COMMAND")
     if everything == bool(repositories):
         raise click.UsageError("--all takes no repositories" if everything else "name a repository, or use --all")
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who called may ignore it: then no child could be waited for
     settings, options = common.host_settings(), _options()
     mounts = {BASE: ["--all", os.fspath(BASE)]} if everything else _mounts_of(repositories)
     sys.exit(_run(line, {path: [*words, *options] for path, words in mounts.items()}, settings))

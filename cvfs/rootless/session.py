@@ -51,7 +51,6 @@ class Session(NamedTuple):
 def run_session(session: Session) -> int:
     """The exit status of the command; 128 + N if signal N ended it. Raises MountError: no namespaces here."""
     user, directory = (os.geteuid(), os.getegid()), os.getcwd()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who called may ignore it: then no child would be waited for
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON | {signal.SIGCHLD})
     with _terminal_kept():
         enter_namespaces()
