@@ -53,17 +53,38 @@ class File:
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:
         """`length` bytes from `offset` on, fewer at the end of the file. Raises what `Fetcher.piece` does."""
+        parts = await self.read_parts(offset, length)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def read_parts(self, offset: int, length: int) -> Sequence[bytes | memoryview]:
+        """As `read`, in the parts in which the bytes are in memory."""
         end = min(offset + length, self.entry.size)
         if offset >= end:
-            return b""
+            return []
         if self._whole is not None:
-            return (await self._fetcher.piece(self._whole, self._in_leaf(self._whole.location)))[offset:end]
-        data = bytearray(end - offset)  # what no chunk covers is zeros
+            return [(await self._fetcher.piece(self._whole, self._in_leaf(self._whole.location)))[offset:end]]
+        parts: list[bytes | memoryview] = []
+        at = offset
+        for start, part in await self._parts(offset, end):
+            if start > at:
+                parts.append(bytes(start - at))
+            parts.append(part)
+            at = start + len(part)
+        if at < end:
+            parts.append(bytes(end - at))
+        return parts
+
+    async def _parts(self, offset: int, end: int) -> list[tuple[int, memoryview]]:
+        """What the chunks have of the range: (where it begins, its bytes). What no chunk covers is zeros."""
+        found = []
         for number in self._page_numbers(offset, end):
             locations = await self._locations(number)
             for location in _overlapping(locations, offset, end):
-                await self._copy(location, locations, offset, data)
-        return bytes(data)
+                chunk = await self._fetcher.piece(self._chunk(location), self._around(location, locations))
+                start = location.object_offset
+                first, last = max(offset, start), min(end, start + location.length)
+                found.append((first, memoryview(chunk)[first - start : last - start]))
+        return found
 
     def _whole_piece(self) -> Piece | None:
         """The one piece of a small file."""
@@ -71,13 +92,6 @@ class File:
         if len(locations) != 1 or locations[0].chunk_id:
             return None
         return Piece(Digest(self.entry.content_id), locations[0], None, self.entry.size)
-
-    async def _copy(self, location: Location, locations: Sequence[Location], offset: int, data: bytearray) -> None:
-        """Put into `data`, which begins at `offset` of the file, what one chunk has of it."""
-        chunk = await self._fetcher.piece(self._chunk(location), self._around(location, locations))
-        at = location.object_offset
-        first, last = max(offset, at), min(offset + len(data), at + location.length)
-        data[first - offset : last - offset] = memoryview(chunk)[first - at : last - at]
 
     def _chunk(self, location: Location) -> Piece:
         assert self._recipe is not None

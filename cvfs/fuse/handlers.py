@@ -19,7 +19,7 @@ from cvfs.fuse.protocol.codes import WRITING_OPCODES, Opcode
 from cvfs.fuse.protocol.replies import Attr, Statfs, Validity
 from cvfs.missing import Missing
 
-Reply = bytes | tuple[bytes, bytes | memoryview]
+Reply = bytes | tuple[bytes | memoryview, ...]
 """What one write(2) or one writev(2) says."""
 
 _FOREVER: Final = replies.encode_validity(FOREVER_S, FOREVER_S)
@@ -66,8 +66,8 @@ class Handlers:
         """The reply, however long it takes. Raises as `answer_nowait` does; cancelled: nothing happened."""
         if request.opcode == Opcode.READ:
             read = requests.decode_read(request.data)
-            data = await self._filesystem.read(request.node, read.offset, read.size)
-            return replies.encode_read(request.unique, data)
+            file = await self._filesystem.bring(lambda: self._filesystem.file_nowait(request.node))
+            return replies.encode_read(request.unique, *await file.read_parts(read.offset, read.size))
         handler = self._table[request.opcode]
         return await self._filesystem.bring(lambda: handler(request))
 

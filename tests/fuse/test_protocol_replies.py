@@ -212,3 +212,11 @@ def test_resend_and_inc_epoch_are_bare_headers() -> None:
 
 def test_backing_map() -> None:
     assert struct.unpack("=iIQ", replies.encode_backing_map(5)) == (5, 0, 0)
+
+
+def test_data_in_parts_is_one_reply_and_never_more_than_a_writev_takes() -> None:
+    reply = replies.encode_read(9, b"ab", memoryview(b"xcdx")[1:3], b"")
+    assert kernel.reply(b"".join(reply)).payload == b"abcd"
+    many = replies.encode_read(9, *[b"%d" % (number % 10) for number in range(5000)])
+    assert len(many) <= 1024
+    assert kernel.reply(b"".join(many)).payload == b"0123456789" * 500

@@ -43,6 +43,9 @@ _LONGEST_S: Final = (1 << 31) - 1
 _BASIC_STATS: Final = 0x7FF
 """STATX_BASIC_STATS of linux/stat.h."""
 
+MAX_PARTS: Final = 512
+"""Of a READ's data; one writev(2) takes 1024."""
+
 Attr = NewType("Attr", bytes)
 """struct fuse_attr, 88 bytes: made by `encode_attr`, once for an entry."""
 Validity = NewType("Validity", bytes)
@@ -68,9 +71,11 @@ def encode_reply(unique: int, payload: bytes = b"") -> bytes:
     return _HEADER.pack(HEADER_BYTES + len(payload), 0, unique) + payload
 
 
-def encode_read(unique: int, data: bytes | memoryview) -> tuple[bytes, bytes | memoryview]:
-    """READ: the two buffers of a writev(2), so that `data` is not copied. Fewer bytes than asked for: the end."""
-    return _HEADER.pack(HEADER_BYTES + len(data), 0, unique), data
+def encode_read(unique: int, *parts: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+    """READ: the buffers of a writev(2), so that nothing is copied. Fewer bytes than asked for: the end."""
+    if len(parts) > MAX_PARTS:
+        parts = (b"".join(parts),)
+    return _HEADER.pack(HEADER_BYTES + sum(map(len, parts)), 0, unique), *parts
 
 
 def encode_error(unique: int, number: int) -> bytes:
