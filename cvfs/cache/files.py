@@ -98,9 +98,9 @@ class DigestFiles:
             raise as_cache_error(f"cannot write to the cache {self._directory.path}", error) from error
 
     def _write(self, path: bytes, data: bytes | memoryview) -> None:
-        """All files are made in one directory, then moved: ext4 puts a new inode near its directory, and 256 of those
-        are spread over the disk (measured for 9 KB: 55 us of system time; 158 us made and renamed in its own
-        directory, 355 us made there under its name)."""
+        """All files are made in one directory, then moved. ext4 puts a new inode near its directory, and passes over
+        those that were freed within the last seconds: in 256 directories, while others are evicted, that took 158 us of
+        system time for 9 KB (355 us without the move); in one, 55. With nothing evicted it is 39 us against 29."""
         temporary = b"%s-%d" % (self._temporary, next(self._serial))
         try:
             write_new(temporary, data)

@@ -51,6 +51,7 @@ _OF_REPOSITORIES: Final = (
     _Metric("cvfs_cache_hits_total", "fetcher.hits"),
     _Metric("cvfs_cache_misses_total", "fetcher.misses"),
     _Metric("cvfs_fetched_bytes_total", "fetcher.fetched_bytes"),
+    _Metric("cvfs_packs_ahead_total", "fetcher.ahead"),
     _Metric("cvfs_uncached_total", "fetcher.uncached"),
     _Metric("cvfs_integrity_errors_total", "fetcher.integrity_errors"),
     _Metric("cvfs_transport_requests_total", "transport.requests"),
