@@ -74,7 +74,8 @@ class Shown:
     def settle(self, name: str) -> None:
         """The kernel has been told."""
         with self._changed() as revisions:
-            revisions[name] = replace(revisions[name], previous=None)
+            if name in revisions:
+                revisions[name] = replace(revisions[name], previous=None)
 
     @contextmanager
     def _changed(self) -> Iterator[dict[str, _Revision]]:
@@ -82,7 +83,12 @@ class Shown:
         if self._path is None:
             yield self._revisions
             return
-        descriptor = os.open(self._lock_path(self._path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(self._lock_path(self._path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:  # the directory goes at logout, or is full: what this worker knows has to do
+            _warn(self._path, error)
+            yield self._read()
+            return
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             revisions = dict(self._read())
@@ -102,17 +108,22 @@ class Shown:
                 self._revisions = msgspec.json.decode(self._path.read_bytes(), type=dict[str, _Revision])
                 self._version = version
         except FileNotFoundError:
-            self._revisions, self._version = {}, ()
+            pass  # not yet written, or lost with its directory: what was known of it still holds
         return self._revisions
 
     def _write(self, path: Path, revisions: dict[str, _Revision]) -> None:
+        self._revisions = revisions
         temporary = path.with_suffix(f".{os.getpid()}")
         try:
             temporary.write_bytes(msgspec.json.encode(revisions))
             temporary.rename(path)
         except OSError as error:
-            log.warning("other workers cannot be told what is shown, in %s: %s", path, error.strerror)
+            _warn(path, error)
 
     @staticmethod
     def _lock_path(path: Path) -> Path:
         return path.with_suffix(".lock")
+
+
+def _warn(path: Path, error: OSError) -> None:
+    log.warning("other workers cannot be told what is shown, in %s: %s", path, error.strerror)
