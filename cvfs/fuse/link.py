@@ -28,9 +28,11 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(connection: socket.socket, message: Message, descriptors: dict[str, int] | None = None) -> bool:
-    """False if the other end is gone, or does not read."""
+    """False if the other end is gone or does not read, or the message is too large."""
     named = descriptors or {}
     data = json.dumps(message | {"descriptors": list(named)}).encode()
+    if len(data) > MAX_BYTES:
+        return False
     try:
         socket.send_fds(connection, [data], list(named.values()), socket.MSG_DONTWAIT)
     except OSError:

@@ -106,6 +106,10 @@ class Worker:
             if order["type"] == "go":
                 self._orders.generation, self._orders.restarts = order["generation"], order["restarts"]
                 return True
+            # Also one that is starting has to follow a switch.
+            handler = self._orders.handlers.get(order["type"])
+            if handler is not None:
+                handler(order)
         return False
 
     async def _serve(self, channel: Channel) -> None:

@@ -93,6 +93,8 @@ def close_inherited(keep: int) -> None:
 
 def ask(connection: socket.socket, request: str, log: int | None) -> list[str]:
     """Have the server mount; its warnings when the mount can be used. Raises MountError with what went wrong."""
+    if len(request) > link.MAX_BYTES // 2:
+        raise MountError("the settings of this mount are too large to hand on: shorten uid_map and gid_map")
     link.send(connection, {"type": "mount", "request": request}, {} if log is None else {"log": log})
     if not select.select([connection], [], [], DEADLINE_S)[0]:
         raise MountError(f"the mount did not become ready within {DEADLINE_S:g} s; see the log")

@@ -108,13 +108,13 @@ class Member:
             self._fail(error)
             raise
         if self.failure is not None:
-            log.info("%s can be opened again", self.label)
+            log.info("%s can be opened again", self.label or "the repository")
         self.opened, self.failure, self._failures = opened, None, 0
         return opened
 
     def _fail(self, error: CvfsError) -> None:
         if str(error) != str(self.failure):
-            log.warning("cannot open %s: %s", self.label, error)
+            log.warning("cannot open %s: %s", self.label or "the repository", error)
         self.failure, self._failures = error, self._failures + 1
         self._put_off()
 

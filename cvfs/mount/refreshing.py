@@ -1,8 +1,9 @@
 """Keeping the repositories of a mount at their newest revisions: in one worker, for all of them."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -16,6 +17,11 @@ from cvfs.mount.mounted import ALONE, Mounted
 from cvfs.mount.refresh import Invalidate, Refresher
 from cvfs.mount.request import MountRequest
 from cvfs.mount.shown import Shown
+
+log = logging.getLogger(__name__)
+
+_AGAIN_S: Final = 5.0
+"""Until a switch is tried again that a page is lacking for."""
 
 Announce = Callable[[str, Manifest], Awaitable[None]]
 """Tells the other workers that a repository, by its label, switches. Called before the switch."""
@@ -105,9 +111,12 @@ class Refreshing:
         self._nursery.start_soon(self._keep_new, label)
 
     async def _keep_new(self, label: str) -> None:
-        previous = self._shown.previous(label)
-        if previous is not None:
-            await self._refreshers[label].finish(previous)
+        while (previous := self._shown.previous(label)) is not None:
+            try:
+                await self._refreshers[label].finish(previous)
+            except CvfsError as error:  # a page that tells what changed cannot be had now
+                log.warning("the kernel is still to be told of what changed in %s: %s", label or "the mount", error)
+                await trio.sleep(_AGAIN_S)
         await self._refreshers[label].run()
 
     async def _tell(self, label: str, new: Manifest, old: Manifest) -> None:

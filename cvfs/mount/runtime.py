@@ -37,9 +37,19 @@ class Runtime:
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
             what = f"the runtime directory {self.directory} is not a directory of this user alone"
             raise ConfigError(f"{what}: remove it, or set CVFS_RUNTIME_DIR")
-        for path in self.sockets():
-            if not _is_alive(path):
-                _drop(path)
+        self._drop_dead()
+
+    def _drop_dead(self) -> None:
+        """Unless a mount is under way, which may be about to take the place of what is dead."""
+        lock = self.try_lock()
+        if lock is None:
+            return
+        try:
+            for path in self.sockets():
+                if not _is_alive(path):
+                    _drop(path)
+        finally:
+            os.close(lock)
 
     def sockets(self) -> list[Path]:
         """The control sockets that are there, living or not."""

@@ -70,7 +70,9 @@ class _Assembly:
     def __init__(self, request: MountRequest, orders: Orders, recent: Recent, leave: Callable[[], None]) -> None:
         self._request, self._orders, self._recent, self._leave = request, orders, recent, leave
         self._runtime = Runtime(request.settings.runtime)
-        self._switched, self._all_switched = 0, trio.Event()
+        self._announcing = trio.Lock()
+        self._unswitched: set[tuple[int, str]] = set()
+        self._all_switched = trio.Event()
         self._counts: dict[int, Counts] = {}
         self._silent: set[int] = set()
         self._all_counted = trio.Event()
@@ -169,8 +171,11 @@ class _Assembly:
 
     async def _announce(self, label: str, manifest: Manifest) -> None:
         """To the other workers, which switch too."""
-        if self._orders.count > 1:
-            self._switched, self._all_switched = 0, trio.Event()
+        others = {(slot, label) for slot in range(1, self._orders.count)}
+        async with self._announcing:
+            if not others:
+                return
+            self._unswitched, self._all_switched = others, trio.Event()
             message = {"type": "switch", "label": label, "manifest": encode_manifest(manifest).decode()}
             self._orders.say("relay", message=message)
             with trio.move_on_after(_SWITCHED_S):
@@ -181,11 +186,11 @@ class _Assembly:
         if member is not None and member.opened is not None:
             filesystem = member.opened.filesystem
             filesystem.switch(filesystem.repository.at(decode_manifest(order["manifest"].encode())))
-        self._orders.say("relay", message={"type": "switched"})
+        self._orders.say("relay", message={"type": "switched", "slot": self._orders.slot, "label": order["label"]})
 
     def _has_switched(self, order: Message) -> None:
-        self._switched += 1
-        if self._switched == self._orders.count - 1:
+        self._unswitched.discard((order["slot"], order["label"]))
+        if not self._unswitched:
             self._all_switched.set()
 
     def _tell_of(self, shown: Shown, member: Member, opened: Opened) -> None:
