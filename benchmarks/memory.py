@@ -54,7 +54,7 @@ def _add(report: Report, what: str, engine: str, mount: Mount, count: int) -> No
             totals[name] += megabytes
     task = f"{count:,} files, {what}"
     for name, meaning in FIELDS.items():
-        target = TARGET if name in ("VmRSS", "Pss") and what != "mounted" else None
+        target = TARGET if name == "Pss" and what != "mounted" else None
         report.add(task, f"cvfs {engine}, {meaning}", "MB", totals[name], target)
     report.add(task, f"cvfs {engine}, processes", "", len(processes))
 
@@ -74,9 +74,9 @@ def _add_roles(report: Report, engine: str, mount: Mount, count: int) -> None:
 
 def _add_wake_ups(report: Report, engine: str, mount: Mount, seconds: int) -> None:
     processes = mount.processes()
-    before = sum(map(_wake_ups, processes))
+    before = _wake_ups(processes)
     time.sleep(seconds)
-    count = sum(map(_wake_ups, processes)) - before
+    count = sum(after - before.get(thread, after) for thread, after in _wake_ups(processes).items())
     report.add("wake-ups of an idle mount, refresh timer included", f"cvfs {engine}", "/s", count / seconds, Target(1))
 
 
@@ -89,11 +89,14 @@ def _memory_mb(pid: int) -> dict[str, float]:
     return found
 
 
-def _wake_ups(pid: int) -> int:
-    """How often the threads of a process have waited for something and got it."""
-    tasks = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
-    lines = [line for task in tasks for line in _lines(pid, f"task/{task}/status")]
-    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+def _wake_ups(processes: list[int]) -> dict[str, int]:
+    """How often each thread has waited for something and got it."""
+    found = {}
+    for pid in processes:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            lines = _lines(pid, f"task/{task.name}/status")
+            found[task.name] = next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
+    return found
 
 
 def _lines(pid: int, name: str) -> list[str]:

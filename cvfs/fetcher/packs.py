@@ -30,6 +30,9 @@ _UNDER_WAY_BYTES = 32 << 20
 """Of packs, stored and plain, from when they are asked for until they are in the cache: bounds memory, whether the net
 or the disk is the slower one. A guess: 16 packs of small files, 4 of large ones."""
 
+_PACK_BYTES = 4 << 10
+"""What a pack takes in memory beside its bytes. Each small change of a repository brings a pack of a few bytes."""
+
 _REST_S = 1.0
 """For how long a disk that has failed is not written to."""
 
@@ -142,7 +145,7 @@ class Packs:
             held.callback(await self._make_room(ref, deadline))
             stored = await blobs.fetch(ref, deadline)
             pack = Pack(ref, await blobs.in_thread(unseal, ref, stored, "a mirror"))
-            self.packs.put(ref.id, pack, len(pack.plain))
+            self.packs.put(ref.id, pack, len(pack.plain) + _PACK_BYTES)
             self._keep(pack, [piece, *around.same_pack()], held.pop_all().close)
         return pack
 

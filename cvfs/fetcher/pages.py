@@ -1,6 +1,6 @@
 """Pages by reference: from memory, else from the cache, else from a mirror; each brought once, however many ask."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cvfs.cache.index import Numbers
 from cvfs.cache.memory import Memory
@@ -11,6 +11,9 @@ from cvfs.format.pages import Inner, Leaf, Page, decode_page
 from cvfs.inodes import Numbering
 from cvfs.missing import Missing
 from cvfs.model import BlobRef, Digest
+
+_PAGE_ENTRIES: Final = 8
+"""What a page takes beside its entries, as so many of them."""
 
 
 class PageMissing(Missing):
@@ -98,5 +101,5 @@ class Pages:
 def _weight(page: Page) -> int:
     """About how many entries' worth of memory a decoded page takes."""
     if isinstance(page, Leaf):
-        return sum(len(group.entries) for group in page.groups)
-    return len(page.children if isinstance(page, Inner) else page.locations)
+        return _PAGE_ENTRIES + sum(len(group.entries) for group in page.groups)
+    return _PAGE_ENTRIES + len(page.children if isinstance(page, Inner) else page.locations)

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from cvfs.errors import IntegrityError, TransportError
+from cvfs.fetcher import Budget
 from cvfs.format.blob import digest
 from cvfs.model import BlobRef
 from tests.core.world import Client, World, no_server, until
@@ -324,3 +325,18 @@ def test_memory_for_packs_and_pieces_is_bounded(world: World) -> None:
 
     world.run(work)
     assert world.read(*names) == list(files.values())
+
+
+def test_packs_of_a_few_bytes_are_bounded_too(world: World) -> None:
+    """Each of very many small changes brings a pack: what holds one takes more than its bytes."""
+
+    async def work(client: Client) -> None:
+        for name in names:
+            await client.read(name)
+        assert len(client.fetcher._packs.packs) < len(names)
+
+    names = []
+    for number in range(12):
+        world.publish({f"f{earlier}": b"%d" % earlier for earlier in range(number + 1)})
+        names.append(b"f%d" % number)
+    world.run(work, budget=Budget(data_bytes=64 << 10))

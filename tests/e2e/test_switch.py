@@ -102,7 +102,7 @@ def test_many_switches_under_load_leak_nothing(host: Host, filled: Store, tree: 
     """CVFS_SWITCHES=1000 for as many as a mount sees in a month."""
     if host.engine == "pyfuse3" and workers > 1:
         pytest.skip("it has one process")
-    count = int(os.environ.get("CVFS_SWITCHES", "20"))
+    count = int(os.environ.get("CVFS_SWITCHES", "12"))
     mount = host.mount(filled.path, *(() if host.engine == "pyfuse3" else ("--workers", str(workers))))
     runtime = Runtime(Path(host.environment["CVFS_RUNTIME_DIR"]))
     with reading(mount) as problems:
