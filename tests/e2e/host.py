@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from publisher.create import create
 from publisher.keys import Keys
@@ -33,6 +33,8 @@ TOKEN = "CVFS_TEST_TOP"
 
 _PATIENCE_S = 30.0
 
+T = TypeVar("T")
+
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     """Return when `condition` holds; fail after `timeout_s`."""
@@ -40,6 +42,16 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+def eventually(look: Callable[[], T], timeout_s: float = 20.0) -> T:
+    """What `look` returns once it succeeds: a failure is remembered for a moment."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return look()
+        except OSError:
+            assert time.monotonic() < deadline, "it still fails"
 
 
 def run(

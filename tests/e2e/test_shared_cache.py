@@ -1,6 +1,5 @@
 """One cache for all repositories, mounts and processes of a host: fetched once, kept, never believed unseen."""
 
-import contextlib
 import errno
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import kernel_caches
-from tests.e2e.host import Host, Server, Store, kill, run
+from tests.e2e.host import Host, Server, Store, eventually, kill, run
 from tests.e2e.zoo import MIB, content
 from tests.servers import FaultyServer, hang
 
@@ -102,7 +101,7 @@ def test_with_the_server_gone(host: Host, published: Store, tmp_path: Path) -> N
         assert host.status(mount)["state"] == "offline"
     assert host.cvfs("status", mount, check=False).returncode == 1
     with Server(published.path, tmp_path, port=port):
-        assert _eventually((mount / "large").read_bytes) == FILES["large"]
+        assert eventually((mount / "large").read_bytes) == FILES["large"]
         host.umount(mount)
 
 
@@ -112,14 +111,6 @@ def _fails_soon(read: Callable[[], object]) -> None:
         read()
     assert caught.value.errno in (errno.EIO, errno.ETIMEDOUT)
     assert time.monotonic() - started < 6 * DEADLINE_S
-
-
-def _eventually(read: Callable[[], bytes]) -> bytes:
-    deadline = time.monotonic() + 20
-    while True:
-        with contextlib.suppress(OSError):
-            return read()
-        assert time.monotonic() < deadline
 
 
 def test_a_server_that_hangs(auto_host: Host, published: Store) -> None:
@@ -141,7 +132,7 @@ def test_a_server_that_hangs(auto_host: Host, published: Store) -> None:
         assert b"Input/output error" in error or b"timed out" in error
         assert time.monotonic() - started < 6 * DEADLINE_S
         server.recover()
-        assert _eventually((mount / "large").read_bytes) == FILES["large"]
+        assert eventually((mount / "large").read_bytes) == FILES["large"]
         auto_host.umount(mount)
 
 

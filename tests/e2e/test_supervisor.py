@@ -269,7 +269,7 @@ def test_no_worker_can_start(host: Host, filled: Store, code: Path) -> None:
         (mount / "d1/f1").read_bytes()
     assert host.log().count("RuntimeError: broken") < 10
     supervised.write_text(whole)
-    wait_until(lambda: _reads(mount / "d1/f1"), timeout_s=40)
+    wait_until(lambda: _reads(mount / "d1/f1"), timeout_s=80)
     host.umount(mount)
 
 

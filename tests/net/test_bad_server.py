@@ -35,15 +35,15 @@ class Mounted:
 
     def __init__(self, cvfs: Command, server: FaultyServer, mnt: Path) -> None:
         self.cvfs, self.server, self.mnt = cvfs, server, mnt
-        self._next = 0
+        # Against the order of the tree: nothing is brought ahead of who reads so.
+        self._unread = sorted(range(FILES), key=str)
         self.names = sorted(os.listdir(mnt))
         self.cached = self.new()
         self.read(self.cached)
 
     def new(self) -> int:
         """A file that nobody has read."""
-        self._next += 1
-        return self._next - 1
+        return self._unread.pop()
 
     def read(self, number: int) -> None:
         assert (self.mnt / f"f{number}").read_bytes() == content(number)
