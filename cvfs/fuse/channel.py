@@ -35,7 +35,8 @@ _BATCH: Final = 64
 
 _LINGER_MS: Final = 1
 """For how long the loop waits for the next request by itself before it lets trio wait. A user's requests follow each
-other, and trio's way around costs 12 us each. Only while no request waits for anything else."""
+other, and trio's way around is a seventh of the CPU of a small one (97 against 84 us with the user on another, busy
+core). Only while no request waits for anything else."""
 
 _WISHES: Final = Wishes()
 _GONE: Final = errno.ENODEV
