@@ -1,5 +1,7 @@
 """Settings for every test: Hypothesis profiles, a quiet environment, and no mount left behind."""
 
+import contextlib
+import ctypes
 import os
 import re
 import subprocess
@@ -14,6 +16,12 @@ _SLOW_IS_FINE = [HealthCheck.too_slow]
 settings.register_profile("default", deadline=None, print_blob=True, suppress_health_check=_SLOW_IS_FINE)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+_CLONE_NEWNS = 0x00020000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="an hour of soak, a minute of kills, a thousand switches")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,6 +41,18 @@ def _same_environment_everywhere(tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_mount_of_others() -> None:
+    """What this host, or a test in another process, has mounted is out of sight: `cvfs status` and `cvfs doctor` judge
+    a whole host. In a mount namespace of our own, which takes root; what is mounted elsewhere meanwhile stays away."""
+    if os.geteuid() != 0 or ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS):
+        return
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    for mount_point in _mount_points(kind="fuse"):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            subprocess.run(["umount", "--lazy", mount_point], check=True, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_mount_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Whatever a failed test left mounted is detached at the end, and counts as an error."""
     yield
@@ -43,7 +63,12 @@ def _no_mount_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def _mounts_below(top: Path) -> list[str]:
-    """The mount points below `top`, deepest first. /proc/self/mountinfo escapes blanks and backslashes in octal."""
-    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    points = [re.sub(rb"\\(\d{3})", lambda octal: bytes([int(octal[1], 8)]), line.split(b" ")[4]) for line in lines]
-    return sorted((os.fsdecode(point) for point in points if point.startswith(os.fsencode(top) + b"/")), reverse=True)
+    return [point for point in _mount_points() if point.startswith(f"{top}/")]
+
+
+def _mount_points(kind: str = "") -> list[str]:
+    """Those of file systems whose type begins with `kind`, deepest first. Blanks and backslashes are in octal."""
+    lines = (line.partition(b" - ") for line in Path("/proc/self/mountinfo").read_bytes().splitlines())
+    points = [before.split(b" ")[4] for before, _, after in lines if after.startswith(kind.encode())]
+    plain = [re.sub(rb"\\(\d{3})", lambda octal: bytes([int(octal[1], 8)]), point) for point in points]
+    return sorted(map(os.fsdecode, plain), reverse=True)

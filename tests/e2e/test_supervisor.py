@@ -116,9 +116,9 @@ class Users:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_storm_of_kills(host: Host, filled: Store, count: int) -> None:
+def test_storm_of_kills(host: Host, filled: Store, count: int, pytestconfig: pytest.Config) -> None:
     mount = host.mount(filled.path, "--workers", str(count))
-    seconds = float(os.environ.get("CVFS_STORM_S", "4"))
+    seconds = 60 if pytestconfig.getoption("--long") else 4
     supervisor = supervisor_of(host, mount)
     with Users(mount, host.cache) as users:
         end = time.monotonic() + seconds

@@ -98,11 +98,14 @@ def test_pinned_mount_stays(host: Host, filled: Store, tree: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_many_switches_under_load_leak_nothing(host: Host, filled: Store, tree: Path, workers: int) -> None:
-    """CVFS_SWITCHES=1000 for as many as a mount sees in a month."""
+@pytest.mark.timeout(1800)
+def test_many_switches_under_load_leak_nothing(
+    host: Host, filled: Store, tree: Path, workers: int, pytestconfig: pytest.Config
+) -> None:
+    """As many as a mount sees in a month with `--long`."""
     if host.engine == "pyfuse3" and workers > 1:
         pytest.skip("it has one process")
-    count = int(os.environ.get("CVFS_SWITCHES", "12"))
+    count = 1000 if pytestconfig.getoption("--long") else 12
     mount = host.mount(filled.path, *(() if host.engine == "pyfuse3" else ("--workers", str(workers))))
     runtime = Runtime(Path(host.environment["CVFS_RUNTIME_DIR"]))
     with reading(mount) as problems:
