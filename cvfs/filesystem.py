@@ -83,7 +83,6 @@ class View(Protocol):
     def xattrs_nowait(self, inode: int) -> tuple[tuple[bytes, bytes], ...]: ...
     def xattr_nowait(self, inode: int, name: bytes) -> bytes | None: ...
     def file_nowait(self, inode: int) -> File: ...
-    async def read(self, inode: int, offset: int, length: int) -> bytes | memoryview: ...
     def space(self, inode: int = ...) -> Space: ...
 
 
@@ -181,11 +180,6 @@ class FileSystem:
             file = File(found, self.repository.fetcher)
             self._files.put(inode, file, file.weight)
         return file
-
-    async def read(self, inode: int, offset: int, length: int) -> bytes | memoryview:
-        """Bytes of a regular file; fewer than `length` only at its end."""
-        file = await self.bring(lambda: self.file_nowait(inode))
-        return await file.read(offset, length)
 
     def space(self, inode: int = ROOT_INODE) -> Space:
         """The size of the file system that an inode is in."""

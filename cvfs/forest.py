@@ -144,11 +144,6 @@ class Forest:
             raise PathError(errno.EISDIR)
         return self._filesystem_nowait(inode).file_nowait(inode)
 
-    async def read(self, inode: int, offset: int, length: int) -> bytes | memoryview:
-        """Bytes of a regular file; fewer than `length` only at its end."""
-        file = await self.bring(lambda: self.file_nowait(inode))
-        return await file.read(offset, length)
-
     def space(self, inode: int = ROOT_INODE) -> Space:
         """The size of the repository that an inode is in; at the root, of all that are open."""
         tree = None if inode == ROOT_INODE else self._owner_nowait(inode)

@@ -9,15 +9,14 @@ import struct
 from typing import Final
 
 from cvfs.fuse.link import FUSE, LISTENER, Message
+from cvfs.fuse.protocol.codes import READ_BUFFER_BYTES, UNANSWERED_OPCODES
+from cvfs.fuse.protocol.notices import encode_resend
 
 log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 16
 _IN_HEADER: Final = struct.Struct("=IIQ")
 _OUT_HEADER: Final = struct.Struct("=IiQ")
-_NOTIFY_RESEND: Final = 7
-_UNANSWERED: Final = (2, 36, 42)
-_BUFFER_BYTES: Final = 128 << 10
 
 
 class Held:
@@ -52,7 +51,7 @@ class Held:
         if self.device is None or not (self._may_resend and self.state.get("resend")):
             return False
         try:
-            os.write(self.device, _OUT_HEADER.pack(_OUT_HEADER.size, _NOTIFY_RESEND, 0))
+            os.write(self.device, encode_resend())
         except OSError as error:
             log.debug("RESEND: %s", error)
         return True
@@ -62,9 +61,9 @@ class Held:
         if self.device is None:
             return True
         try:
-            data = os.read(self.device, _BUFFER_BYTES)
+            data = os.read(self.device, READ_BUFFER_BYTES)
             _, opcode, unique = _IN_HEADER.unpack_from(data)
-            if opcode not in _UNANSWERED:
+            if opcode not in UNANSWERED_OPCODES:
                 os.write(self.device, _OUT_HEADER.pack(_OUT_HEADER.size, -errno.EIO, unique))
         except BlockingIOError:
             return True

@@ -19,11 +19,11 @@ import msgspec
 from cvfs.errors import MountError
 from cvfs.fuse.helper import mount_with_helper, unmount_with_helper
 from cvfs.fuse.mountinfo import MountInfo, find_mount
+from cvfs.fuse.options import escaped
 from cvfs.fuse.protocol.codes import DEV_IOC_CLONE
 
 DEVICE: Final = "/dev/fuse"
 SUBTYPE: Final = "cvfs"
-OLDEST_RELEASE: Final = (5, 4)
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
@@ -68,16 +68,11 @@ class MountOptions(msgspec.Struct, frozen=True):
 
 
 def mount(directory: Path, options: MountOptions) -> int:
-    """Mount on an empty directory by whichever way this process may; the descriptor that requests come from.
+    """Mount by whichever way this process may, on a directory that the caller has checked; what requests come from.
 
-    The kernel's INIT is already waiting in it. The caller closes it; then the mount is dead, but still there.
+    The kernel's INIT is already waiting in that descriptor. The caller closes it; then the mount is dead, but still
+    there.
     """
-    check_mount_point(directory)
-    return attach(directory, options)
-
-
-def attach(directory: Path, options: MountOptions) -> int:
-    """As `mount`, on a directory that the caller has checked, and that may not be empty."""
     if can_mount_directly():
         return mount_directly(directory, options)
     return mount_through_helper(directory, options)
@@ -140,8 +135,7 @@ def mount_directly(directory: Path, options: MountOptions) -> int:
 
 def mount_through_helper(directory: Path, options: MountOptions) -> int:
     """fusermount3, which opens /dev/fuse and mounts; the descriptor. Always nosuid and nodev."""
-    source = options.source.replace("\\", "\\\\").replace(",", "\\,")
-    settings = (f"ro,fsname={source},subtype={SUBTYPE}", *_common_settings(options))
+    settings = (f"ro,fsname={escaped(options.source)},subtype={SUBTYPE}", *_common_settings(options))
     settings += () if options.executable else ("noexec",)
     return mount_with_helper(directory, ",".join(settings))
 
@@ -169,12 +163,6 @@ def set_read_ahead(directory: Path, size_kib: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def kernel_release() -> tuple[int, int]:
-    """The running Linux, as (6, 18). What it can do is better asked of INIT (`protocol.negotiation.Session`)."""
-    major, minor = os.uname().release.split("-")[0].split(".")[:2]
-    return int(major), int(minor)
 
 
 def _common_settings(options: MountOptions) -> tuple[str, ...]:

@@ -6,6 +6,11 @@ FOREVER_S = 365 * 24 * 3600
 """For how long the kernel may keep names and attributes: until it is told otherwise, when the revision changes."""
 
 
+def escaped(value: str) -> str:
+    """As libfuse and fusermount3 want it among options that are separated by commas."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")
+
+
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     """`source` is what df(1) shows as the device. Without `allow_other` only the user who mounts may look.

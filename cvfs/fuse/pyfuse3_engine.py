@@ -14,7 +14,7 @@ from cvfs.errors import MountError, PathError
 from cvfs.filesystem import BLOCK_BYTES, Node, View
 from cvfs.fuse.errno_table import refusal
 from cvfs.fuse.invalidate import Changes
-from cvfs.fuse.options import FOREVER_S, MountOptions
+from cvfs.fuse.options import FOREVER_S, MountOptions, escaped
 from cvfs.missing import Missing
 
 P = ParamSpec("P")
@@ -61,15 +61,11 @@ def _invalidate(changes: Changes) -> None:
 
 def fuse_options(options: MountOptions) -> Sequence[str]:
     """What libfuse calls the options of a mount."""
-    chosen = ["ro", "default_permissions", "subtype=cvfs", f"fsname={_escaped(options.source)}"]
+    chosen = ["ro", "default_permissions", "subtype=cvfs", f"fsname={escaped(options.source)}"]
     chosen.append("suid" if options.suid else "nosuid")
     chosen.append("dev" if options.dev else "nodev")
     chosen.append("exec" if options.executable else "noexec")
     return [*chosen, "allow_other"] if options.allow_other else chosen
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
 async def _announce(directory: Path, started: Callable[[], None]) -> None:

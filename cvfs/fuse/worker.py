@@ -1,6 +1,5 @@
 """What a worker of a supervised mount does, from its start to its end."""
 
-import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -9,15 +8,14 @@ from typing import Final
 
 import trio
 
-from cvfs.errors import MountError
 from cvfs.filesystem import View
 from cvfs.fuse import kernel
 from cvfs.fuse.channel import Channel, Statistics
-from cvfs.fuse.channel_engine import kernel_options, raise_read_ahead, wishes_of
 from cvfs.fuse.handlers import Handlers
 from cvfs.fuse.invalidate import Changes, notices_of, write_notices
 from cvfs.fuse.link import FUSE
 from cvfs.fuse.mountinfo import find_mount
+from cvfs.fuse.mounting import kernel_options, raise_read_ahead, take_away, wishes_of
 from cvfs.fuse.options import MountOptions
 from cvfs.fuse.orders import Orders
 from cvfs.fuse.protocol.negotiation import Session
@@ -92,7 +90,7 @@ class Worker:
 
     def _mount(self) -> None:
         """Mount, make a channel for each worker, and have the supervisor hold them all."""
-        descriptor = kernel.attach(self._directory, kernel_options(self._options))
+        descriptor = kernel.mount(self._directory, kernel_options(self._options))
         descriptors = {f"{FUSE}0": descriptor}
         try:
             for slot in range(1, self._orders.count):
@@ -151,11 +149,3 @@ class Worker:
     def _pass_interrupt_on(self, unique: int) -> None:
         if self._orders.count > 1:
             self._orders.say("relay", message={"type": "interrupt", "unique": unique})
-
-
-def take_away(directory: Path, device: str | None) -> None:
-    """Unmount lazily what is mounted on `directory` if it is the mount `device`, not another that has come there."""
-    mounted = find_mount(directory)
-    if mounted is not None and mounted.device == device:
-        with contextlib.suppress(MountError):
-            kernel.unmount(directory, lazy=True)

@@ -20,6 +20,7 @@ from cvfs.config import Settings
 from cvfs.errors import ConfigError, CvfsError, MountError
 from cvfs.fuse import kernel
 from cvfs.fuse.helper import HELPER
+from cvfs.fuse.release import OLDEST_RELEASE, kernel_release
 from cvfs.mount.client import Client, open_repository
 from cvfs.mount.overview import FOREIGN, list_mounts
 from cvfs.mount.request import may_allow_other
@@ -99,9 +100,9 @@ def _try_mounting() -> str:
 
 
 def _look_at_kernel() -> Finding:
-    release = kernel.kernel_release()
+    release = kernel_release()
     says = f"Linux {os.uname().release}"
-    if release < kernel.OLDEST_RELEASE:
+    if release < OLDEST_RELEASE:
         return Finding("kernel", "warning", f"{says} is too old for the channel engine", "use Linux 5.4 or newer")
     if release < _RESEND:
         return Finding("kernel", "warning", f"{says}: after the death of a worker it mounts anew", "use Linux 6.9")

@@ -6,13 +6,11 @@ import json
 import os
 import signal
 import socket
-from typing import Final
 
 from cvfs.fuse import link
 from cvfs.fuse.processes import Template
+from cvfs.fuse.release import OLDEST_RELEASE, kernel_release
 from cvfs.mount.daemon import Caller, close_inherited
-
-_CHANNEL_LINUX: Final = (5, 4)
 
 
 def serve(guess: str, connection: socket.socket, command: int | None) -> int:
@@ -49,8 +47,7 @@ def choose_engine(name: str) -> str:
     """The engine that `name` means here: for "auto" the channel, which needs a Linux that is not too old for it."""
     if name != "auto":
         return name
-    major, minor = os.uname().release.split("-")[0].split(".")[:2]
-    return "channel" if (int(major), int(minor)) >= _CHANNEL_LINUX else "pyfuse3"
+    return "channel" if kernel_release() >= OLDEST_RELEASE else "pyfuse3"
 
 
 def _get_ready(guess: str, connection: socket.socket) -> Template | None:

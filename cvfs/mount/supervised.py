@@ -15,8 +15,9 @@ from cvfs.errors import CvfsError
 from cvfs.format.manifest import decode_manifest, encode_manifest
 from cvfs.fuse.kernel import open_device
 from cvfs.fuse.link import LISTENER, Message
+from cvfs.fuse.mounting import take_away
 from cvfs.fuse.orders import Orders
-from cvfs.fuse.worker import Worker, take_away
+from cvfs.fuse.worker import Worker
 from cvfs.model import Manifest
 from cvfs.mount.client import Ground, open_ground, single
 from cvfs.mount.control import Answers, serve_control

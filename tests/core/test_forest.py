@@ -134,7 +134,10 @@ async def describe(forest: Forest, inode: int) -> Any:
     entry = (await forest.bring(lambda: forest.getattr_nowait(inode))).entry
     if entry.is_symlink:
         return await forest.bring(lambda: forest.readlink_nowait(inode))
-    return bytes(await forest.read(inode, 0, 1000)) if entry.is_regular else None
+    if not entry.is_regular:
+        return None
+    file = await forest.bring(lambda: forest.file_nowait(inode))
+    return bytes(await file.read(0, 1000))
 
 
 def expected(trees: Mapping[str, Tree]) -> dict[bytes, Any]:

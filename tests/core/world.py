@@ -46,7 +46,9 @@ class Client:
         return node
 
     async def read(self, path: bytes, offset: int = 0, length: int = 1 << 40) -> bytes:
-        return bytes(await self.fs.read((await self.lookup(path)).inode, offset, length))
+        inode = (await self.lookup(path)).inode
+        file = await self.fs.bring(lambda: self.fs.file_nowait(inode))
+        return bytes(await file.read(offset, length))
 
     async def items(self, path: bytes) -> list[Item]:
         """The whole listing, as readdir(3) gets it."""

@@ -18,6 +18,7 @@ from cvfs.errors import MountError
 from cvfs.fuse import helper, kernel, mountinfo
 from cvfs.fuse.mountinfo import find_mount
 from cvfs.fuse.protocol import bodies, codes, notices, requests
+from cvfs.fuse.release import OLDEST_RELEASE, kernel_release
 from tests.fuse.static_tree import StaticTree
 
 needs_root = pytest.mark.skipif(
@@ -227,17 +228,17 @@ def test_root_of_a_user_namespace_mounts_by_itself(directory: Path) -> None:
 @needs_root
 def test_mounted_twice_is_refused_without_asking_the_hung_mount(directory: Path) -> None:
     descriptor = kernel.mount(directory, OPTIONS)
-    text = refusal(kernel.mount, directory, OPTIONS)
+    text = refusal(kernel.check_mount_point, directory)
     assert text.startswith(f"software.example.org is already mounted on {directory}; unmount it first")
     os.close(descriptor)
-    assert "already mounted" in refusal(kernel.mount, directory, OPTIONS)
+    assert "already mounted" in refusal(kernel.check_mount_point, directory)
     kernel.unmount(directory)
 
 
 @needs_root
 def test_someone_elses_mount_is_refused(directory: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "other", directory], check=True)
-    assert refusal(kernel.mount, directory, OPTIONS).endswith("other (tmpfs) is mounted there")
+    assert refusal(kernel.check_mount_point, directory).endswith("other (tmpfs) is mounted there")
     kernel.unmount(directory)
 
 
@@ -248,16 +249,16 @@ def test_below_a_dead_mount_is_refused(directory: Path) -> None:
 
 def test_a_directory_that_is_not_empty_is_refused(directory: Path) -> None:
     (directory / "file").touch()
-    assert "it is not empty" in refusal(kernel.mount, directory, OPTIONS)
+    assert "it is not empty" in refusal(kernel.check_mount_point, directory)
 
 
 def test_what_is_no_directory_is_refused(directory: Path) -> None:
     (directory / "file").touch()
-    assert "Not a directory; a directory is needed" in refusal(kernel.mount, directory / "file", OPTIONS)
+    assert "Not a directory; a directory is needed" in refusal(kernel.check_mount_point, directory / "file")
 
 
 def test_a_missing_directory_is_refused(directory: Path) -> None:
-    text = refusal(kernel.mount, directory / "missing", OPTIONS)
+    text = refusal(kernel.check_mount_point, directory / "missing")
     assert f"make it first (mkdir -p {directory / 'missing'})" in text
 
 
@@ -420,8 +421,8 @@ def test_mountinfo_lines() -> None:
 
 
 def test_kernel_release() -> None:
-    assert kernel.kernel_release() >= kernel.OLDEST_RELEASE
-    assert ".".join(map(str, kernel.kernel_release())) == re.match(r"\d+\.\d+", os.uname().release)[0]
+    assert kernel_release() >= OLDEST_RELEASE
+    assert ".".join(map(str, kernel_release())) == re.match(r"\d+\.\d+", os.uname().release)[0]
 
 
 @needs_root

@@ -41,7 +41,6 @@ SIZES = {
     "fuse_statx_out": (payload(replies.encode_statx(1, ATTR, 0)), 288),
     "fuse_dirent": (replies.DIRENT_BYTES, 24),
     "fuse_direntplus": (replies.DIRENTPLUS_BYTES, 152),
-    "fuse_backing_map": (len(replies.encode_backing_map(1)), 16),
     "fuse_notify_inval_inode_out": (payload(notices.encode_inval_inode(1)), 24),
     "fuse_notify_inval_entry_out": (payload(notices.encode_inval_entry(1, b"name")) - 5, 16),
     "fuse_getattr_in": (body(kernel.getattr_(0, 0)), 16),
@@ -81,10 +80,8 @@ def test_sizes_and_numbers_are_those_of_the_header(tmp_path: Path) -> None:
 
 
 def test_numbers_that_older_headers_lack() -> None:
-    write, read, magic = 1 << 30, 2 << 30, 229 << 8
+    read, magic = 2 << 30, 229 << 8
     assert read | 4 << 16 | magic | 0 == codes.DEV_IOC_CLONE
-    assert write | 16 << 16 | magic | 1 == codes.DEV_IOC_BACKING_OPEN
-    assert write | 4 << 16 | magic | 2 == codes.DEV_IOC_BACKING_CLOSE
     assert (Opcode.TMPFILE, Opcode.STATX, Opcode.COPY_FILE_RANGE_64) == (51, 52, 53)
     assert (codes.InitFlag.HAS_EXPIRE_ONLY, codes.InitFlag.PASSTHROUGH) == (1 << 35, 1 << 37)
     assert (codes.InitFlag.HAS_RESEND, codes.InitFlag.REQUEST_TIMEOUT) == (1 << 39, 1 << 42)
@@ -97,7 +94,6 @@ def our_numbers() -> dict[str, int]:
     found |= {f"FOPEN_{flag.name}": int(flag) for flag in codes.OpenFlag}
     found |= {f"FUSE_NOTIFY_{notice.name}": int(notice) for notice in codes.Notice}
     found |= {f"FUSE_{name}": getattr(codes, name) for name in ("GETATTR_FH", "EXPIRE_ONLY", "DEV_IOC_CLONE")}
-    found |= {f"FUSE_{name}": getattr(codes, name) for name in ("DEV_IOC_BACKING_OPEN", "DEV_IOC_BACKING_CLOSE")}
     return found | {"FUSE_ROOT_ID": codes.ROOT_NODE, "FUSE_KERNEL_VERSION": codes.MAJOR}
 
 

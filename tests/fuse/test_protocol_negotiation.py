@@ -1,6 +1,5 @@
 """INIT: every length that kernels send, versions old and new, both words of flags."""
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,9 +72,9 @@ def test_flags_are_what_both_have() -> None:
 
 
 def test_numbers_without_their_flag_are_0() -> None:
-    wishes = Wishes(flags=NO_FLAGS, max_stack_depth=2, request_timeout_s=60)
+    wishes = Wishes(flags=NO_FLAGS, request_timeout_s=60)
     agreed = session(Offer(7, 45, 1 << 20, InitFlag(ALL)), wishes)
-    assert (agreed.max_pages, agreed.max_stack_depth, agreed.request_timeout_s) == (0, 0, 0)
+    assert (agreed.max_pages, agreed.request_timeout_s) == (0, 0)
 
 
 @pytest.mark.parametrize(("minor", "has"), [(43, False), (44, True), (45, True)])
@@ -83,16 +82,15 @@ def test_inc_epoch_is_known_by_the_version(minor: int, has: bool) -> None:
     assert session(Offer(7, minor, 0, NO_FLAGS)).has_inc_epoch is has
 
 
-@pytest.mark.parametrize("flag", [InitFlag.HAS_RESEND, InitFlag.PASSTHROUGH, NO_FLAGS])
+@pytest.mark.parametrize("flag", [InitFlag.HAS_RESEND, NO_FLAGS])
 def test_what_a_session_has_is_known_by_its_flags(flag: InitFlag) -> None:
-    agreed = session(Offer(7, 45, 0, flag), Wishes(flags=READ_ONLY_FLAGS | InitFlag.PASSTHROUGH))
+    agreed = session(Offer(7, 45, 0, flag), Wishes())
     assert agreed.has_resend is (flag == InitFlag.HAS_RESEND)
-    assert agreed.has_passthrough is (flag == InitFlag.PASSTHROUGH)
 
 
 def test_answer() -> None:
-    flags = READ_ONLY_FLAGS | InitFlag.PASSTHROUGH | InitFlag.REQUEST_TIMEOUT
-    wishes = Wishes(flags, 1 << 20, 64, 48, 256, 2, 60)
+    flags = READ_ONLY_FLAGS | InitFlag.REQUEST_TIMEOUT
+    wishes = Wishes(flags, 1 << 20, 64, 48, 256, 60)
     agreed = session(Offer(7, 45, 131072, InitFlag(ALL)), wishes)
     answer = kernel.init_out(kernel.reply(negotiation.encode_init(2, agreed)).payload)
     both = int(flags | InitFlag.INIT_EXT)
@@ -108,7 +106,7 @@ def test_answer() -> None:
         "time_gran": 1,
         "max_pages": 256,
         "map_alignment": 0,
-        "max_stack_depth": 2,
+        "max_stack_depth": 0,
         "request_timeout": 60,
     }
 
@@ -132,8 +130,3 @@ def test_only_format_errors_come_of_any_bytes(data: bytes) -> None:
         negotiation.negotiate(negotiation.decode_init(data), Wishes())
     except FormatError:
         return
-
-
-def test_a_session_can_be_handed_to_another_process() -> None:
-    agreed = session(Offer(7, 45, 131072, InitFlag(ALL)))
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(agreed), type=Session) == agreed

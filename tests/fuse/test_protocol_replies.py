@@ -151,8 +151,8 @@ def test_a_record_is_a_multiple_of_8_bytes(length: int) -> None:
 
 
 def test_open() -> None:
-    reply = kernel.reply(replies.encode_open(8, 2**64 - 1, codes.OpenFlag.PASSTHROUGH, 5))
-    assert struct.unpack("=QIi", reply.payload) == (2**64 - 1, 0x80, 5)
+    reply = kernel.reply(replies.encode_open(8, 2**64 - 1, codes.OpenFlag.CACHE_DIR))
+    assert struct.unpack("=QIi", reply.payload) == (2**64 - 1, 0x8, 0)
 
 
 def test_statfs() -> None:
@@ -208,10 +208,6 @@ def test_inval_entry_of_no_name_is_refused(name: bytes) -> None:
 def test_resend_and_inc_epoch_are_bare_headers() -> None:
     assert struct.unpack("=IiQ", notices.encode_resend()) == (16, 7, 0)
     assert struct.unpack("=IiQ", notices.encode_inc_epoch()) == (16, 8, 0)
-
-
-def test_backing_map() -> None:
-    assert struct.unpack("=iIQ", replies.encode_backing_map(5)) == (5, 0, 0)
 
 
 def test_data_in_parts_is_one_reply_and_never_more_than_a_writev_takes() -> None:

@@ -197,7 +197,3 @@ RESENT_BIT: Final = 1 << 63
 
 DEV_IOC_CLONE: Final = 0x8004E500
 """_IOR(229, 0, uint32_t): makes a freshly opened /dev/fuse one more descriptor of the connection of the one given."""
-DEV_IOC_BACKING_OPEN: Final = 0x4010E501
-"""_IOW(229, 1, struct fuse_backing_map); it returns the backing id. `replies.encode_backing_map` makes the argument."""
-DEV_IOC_BACKING_CLOSE: Final = 0x4004E502
-"""_IOW(229, 2, uint32_t): the argument is the backing id."""

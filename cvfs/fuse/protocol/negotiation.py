@@ -43,7 +43,7 @@ READ_ONLY_FLAGS: Final = (
 """What a read-only file system whose inodes never change asks for.
 
 EXPLICIT_INVAL_DATA: cached pages are dropped only when INVAL_INODE says so, never on account of new attributes.
-NO_EXPORT_SUPPORT: lookups of `.` and `..` by number are not answered. PASSTHROUGH is for those who have backing files.
+NO_EXPORT_SUPPORT: lookups of `.` and `..` by number are not answered.
 """
 
 
@@ -65,7 +65,7 @@ class Wishes(msgspec.Struct, frozen=True, gc=False):
 
     `max_background` is the number of read-ahead requests at once (the kernel's own default is 12), of which
     `congestion_threshold` make the device look busy to read-ahead. `max_pages` of 4096 bytes is the size of one READ.
-    `max_stack_depth` above 0 goes with PASSTHROUGH; `request_timeout_s` with REQUEST_TIMEOUT: 0 is none.
+    `request_timeout_s` goes with REQUEST_TIMEOUT: 0 is none.
     """
 
     flags: InitFlag = READ_ONLY_FLAGS
@@ -73,15 +73,11 @@ class Wishes(msgspec.Struct, frozen=True, gc=False):
     max_background: int = 64
     congestion_threshold: int = 48
     max_pages: int = 256
-    max_stack_depth: int = 0
     request_timeout_s: int = 0
 
 
 class Session(msgspec.Struct, frozen=True, gc=False):
-    """struct fuse_init_out: what kernel and file system have agreed on for the life of the mount.
-
-    A worker that takes over a mount gets no INIT: its supervisor hands it this.
-    """
+    """struct fuse_init_out: what kernel and file system have agreed on for the life of the mount."""
 
     minor: int
     flags: InitFlag
@@ -89,7 +85,6 @@ class Session(msgspec.Struct, frozen=True, gc=False):
     max_background: int
     congestion_threshold: int
     max_pages: int
-    max_stack_depth: int
     request_timeout_s: int
 
     @property
@@ -99,10 +94,6 @@ class Session(msgspec.Struct, frozen=True, gc=False):
     @property
     def has_resend(self) -> bool:
         return bool(self.flags & InitFlag.HAS_RESEND)
-
-    @property
-    def has_passthrough(self) -> bool:
-        return bool(self.flags & InitFlag.PASSTHROUGH)
 
 
 def decode_init(data: bytes) -> Offer:
@@ -145,7 +136,6 @@ def negotiate(offer: Offer, wishes: Wishes) -> Session | None:
         max_background=wishes.max_background,
         congestion_threshold=wishes.congestion_threshold,
         max_pages=wishes.max_pages if flags & InitFlag.MAX_PAGES else 0,
-        max_stack_depth=wishes.max_stack_depth if flags & InitFlag.PASSTHROUGH else 0,
         request_timeout_s=wishes.request_timeout_s if flags & InitFlag.REQUEST_TIMEOUT else 0,
     )
 
@@ -165,7 +155,7 @@ def encode_init(unique: int, session: Session) -> bytes:
         session.max_pages,
         0,
         flags >> 32,
-        session.max_stack_depth,
+        0,
         session.request_timeout_s,
     )
     return encode_reply(unique, packed)

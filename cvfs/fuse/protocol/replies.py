@@ -29,7 +29,6 @@ _OPEN: Final = struct.Struct("=QIi")
 _STATFS: Final = struct.Struct("=QQQQQIII28x")
 _XATTR_SIZE: Final = struct.Struct("=I4x")
 _OFFSET: Final = struct.Struct("=Q")
-_BACKING_MAP: Final = struct.Struct("=iI8x")
 _STATX: Final = struct.Struct("=QII16x")
 _STATX_STAT: Final = struct.Struct("=IIQIIIH2xQQQQ")
 _STATX_TIME: Final = struct.Struct("=qI4x")
@@ -167,9 +166,9 @@ def encode_records(unique: int, records: Iterable[bytes], room: int) -> bytes:
     return encode_reply(unique, b"".join(taken))
 
 
-def encode_open(unique: int, handle: int, flags: int, backing_id: int = 0) -> bytes:
-    """OPEN, OPENDIR: struct fuse_open_out. `flags` are OpenFlag; `backing_id` goes with OpenFlag.PASSTHROUGH."""
-    return encode_reply(unique, _OPEN.pack(handle, flags, backing_id))
+def encode_open(unique: int, handle: int, flags: int) -> bytes:
+    """OPEN, OPENDIR: struct fuse_open_out. `flags` are OpenFlag."""
+    return encode_reply(unique, _OPEN.pack(handle, flags, 0))
 
 
 def encode_statfs(unique: int, statfs: Statfs) -> bytes:
@@ -212,11 +211,6 @@ def encode_statx(unique: int, attr: Attr, attr_s: int) -> bytes:
         + b"".join((atime, bytes(_STATX_TIME.size), ctime, mtime))
         + _STATX_DEVICES.pack(rdev >> 8 & 0xFFF, rdev & 0xFF | rdev >> 12 & 0xFFF00, 0, 0),
     )
-
-
-def encode_backing_map(descriptor: int) -> bytes:
-    """struct fuse_backing_map, the argument of ioctl DEV_IOC_BACKING_OPEN."""
-    return _BACKING_MAP.pack(descriptor, 0)
 
 
 def _timeout(seconds: float) -> tuple[int, int]:

@@ -1,0 +1,49 @@
+"""A mount of the channel is made, and taken away: what a worker does to the kernel, or at the end the supervisor."""
+
+import contextlib
+import logging
+import sys
+from pathlib import Path
+from typing import Final
+
+from cvfs.errors import MountError
+from cvfs.fuse import kernel
+from cvfs.fuse.mountinfo import find_mount
+from cvfs.fuse.options import MountOptions
+from cvfs.fuse.protocol.negotiation import FLEETING_FLAGS, Wishes
+
+log = logging.getLogger(__name__)
+
+READ_AHEAD_KIB: Final = 1024
+
+
+def kernel_options(options: MountOptions) -> kernel.MountOptions:
+    return kernel.MountOptions(
+        options.source,
+        allow_other=options.allow_other,
+        suid=options.suid,
+        devices=options.dev,
+        executable=options.executable,
+    )
+
+
+def wishes_of(options: MountOptions) -> Wishes:
+    return Wishes(FLEETING_FLAGS) if options.is_fleeting else Wishes()
+
+
+def raise_read_ahead(directory: Path) -> None:
+    """Where it is permitted: 1 MiB a READ instead of 128 KiB. Only after INIT was answered."""
+    if not kernel.set_read_ahead(directory, READ_AHEAD_KIB):
+        log.info("the read-ahead of %s cannot be raised: large files are read in smaller requests", directory)
+
+
+def take_away(directory: Path, device: str | None) -> None:
+    """Unmount lazily what is mounted on `directory` if it is the mount `device`, not another that has come there."""
+    mounted = find_mount(directory)
+    if mounted is not None and mounted.device == device:
+        with contextlib.suppress(MountError):
+            kernel.unmount(directory, lazy=True)
+
+
+if __name__ == "__main__":
+    take_away(Path(sys.argv[1]), sys.argv[2])
