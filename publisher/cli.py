@@ -1,6 +1,5 @@
 """The command line of the publisher."""
 
-import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import msgspec
 from cvfs import __version__, terminal
 from cvfs.model import Manifest
 from cvfs.terminal import show_count, show_size
+from publisher.escape import escape
 from publisher.graft import parse_path
 from publisher.history_cli import diff_command, gc_command, rollback_command
 from publisher.key_cli import (
@@ -147,9 +147,10 @@ def publish_command(
     from publisher.head import read_head
     from publisher.publish import Options, publish
     from publisher.summary import summary
+    from publisher.threads import usable_cpus
 
     opened = open_store(store)
-    excluded, threads = exclusion(exclude), workers or os.cpu_count() or 1
+    excluded, threads = exclusion(exclude), workers or usable_cpus()
     options = Options(parse_path(at), level, message, dry_run, accept_rollback, excluded, threads)
     kept = state or state_directory(store, read_head(opened).manifest.repository)
     check_apart(tree, {"store": opened.path, "state directory": kept})
@@ -220,7 +221,7 @@ def log_command(store: str, as_json: bool) -> None:
     for one in found:
         when = datetime.fromtimestamp(one.published_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
         entries, size = show_count(one.summary.entries, "entry", "entries"), show_size(one.summary.size_bytes)
-        click.echo(f"{one.revision:6}  {when}  {entries}, {size}  {one.message}".rstrip())
+        click.echo(f"{one.revision:6}  {when}  {entries}, {size}  {escape(one.message)}".rstrip())
 
 
 @cli.command("check")
@@ -234,8 +235,9 @@ def check_command(store: str, as_json: bool) -> None:
       cvfs-publisher check /srv/software
     """
     from publisher.check import check
+    from publisher.threads import usable_cpus
 
-    report = check(open_store(store), os.cpu_count() or 1)
+    report = check(open_store(store), usable_cpus())
     if as_json:
         terminal.print_json(msgspec.to_builtins(report))
     elif not report.errors:

@@ -11,6 +11,7 @@ import msgspec
 from cvfs import terminal
 from cvfs.errors import StoreError
 from cvfs.terminal import show_count, show_size
+from publisher.escape import escape
 from publisher.key_cli import find_keys, keys_option, locked, now_s
 from publisher.settings import state_directory
 from publisher.store import DirectoryStore, open_store
@@ -35,8 +36,9 @@ _LETTERS = {"added": "A", "removed": "D", "changed": "M", "touched": "T"}
 def diff_command(store: str, older: str, newer: str | None, as_json: bool) -> None:
     """Say what differs between two revisions of STORE, by number or tag; REV2 is the newest unless given.
 
-    A line for each path: A added, D removed, M changed, T touched (only mode, owner, time or attributes differ). Paths
-    with special characters are quoted.
+    A line for each path: A added, D removed, M changed, T touched (only mode, owner, time or attributes differ). In
+    it, special characters and backslashes are written as in Python; --json gives paths as they are, a byte that is not
+    UTF-8 as one of U+DC80 to U+DCFF.
 
     \b
     Examples:
@@ -51,7 +53,7 @@ def diff_command(store: str, older: str, newer: str | None, as_json: bool) -> No
     first, second = _find(opened, head, older), _find(opened, head, newer) if newer is not None else head.manifest
     found = differences(opened, first, second)
     if as_json:
-        paths = [{"path": _show(each.path), "kind": each.kind} for each in found]
+        paths = [{"path": os.fsdecode(each.path), "kind": each.kind} for each in found]
         numbers = {"older": first.revision, "newer": second.revision}
         terminal.print_json({"repository": head.manifest.repository, **numbers, "differences": paths})
         return
@@ -61,12 +63,7 @@ def diff_command(store: str, older: str, newer: str | None, as_json: bool) -> No
 
 def _lines(found: "Iterator[Difference]") -> Iterator[str]:
     for each in found:
-        yield f"{_LETTERS[each.kind]} /{_show(each.path)}"
-
-
-def _show(path: bytes) -> str:
-    text = os.fsdecode(path)
-    return text if text.isprintable() else repr(text)[1:-1]
+        yield f"{_LETTERS[each.kind]} /{escape(os.fsdecode(each.path))}"
 
 
 @click.command("rollback")

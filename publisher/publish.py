@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cvfs.format.blob import DEFAULT_LEVEL
+from cvfs.format.manifest import check_message
 from cvfs.format.tree import Root, Tree, build, diff, edit
 from cvfs.model import NO_CONTENT, BlobRef, Entry, Manifest, Record, split
 from publisher.graft import upserts
@@ -30,11 +31,7 @@ from publisher.report import Changes, Counts, Report
 from publisher.scan import Scanner
 from publisher.stat_cache import StatCache
 from publisher.store import DryRunStore, Store
-from publisher.threads import Threads
-
-
-def _usable_cpus() -> int:
-    return len(os.sched_getaffinity(0))
+from publisher.threads import Threads, usable_cpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,11 @@ class Options:
     is_dry_run: bool = False
     accepts_rollback: bool = False
     excluded: Excluded | None = None
-    workers: int = field(default_factory=_usable_cpus)
+    workers: int = field(default_factory=usable_cpus)
+
+    def __post_init__(self) -> None:
+        """Raises FormatError: not a message, which must not be found out when all is done."""
+        check_message(self.message)
 
 
 class Watch(NamedTuple):

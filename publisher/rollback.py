@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cvfs.errors import StoreError
+from cvfs.format.manifest import check_message
 from cvfs.format.tree import Root
 from cvfs.model import Manifest
 from publisher.head import advance, next_manifest, online_signers, read_own_head
@@ -19,8 +20,9 @@ def rollback(store: Store, keys: Keys, state: Path, number: int, message: str, n
 
     Nothing is undone: the history goes on, and clients follow it as any other. Raises StoreError: there is no such
     revision, or not all of it is there any more; TrustError (the store is not ours, or was rolled back beneath us);
-    ConfigError (keys).
+    ConfigError (keys); FormatError: not a message.
     """
+    check_message(message)
     memory = Memory(state, store)
     head = memory.check(read_own_head(store, keys))
     signers = online_signers(keys, head.chain.bundle.root)

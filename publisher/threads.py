@@ -1,10 +1,16 @@
 """The threads that work for a publish."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import NamedTuple
 
 from publisher.read import READERS
+
+
+def usable_cpus() -> int:
+    """The processors that this process may use: a batch system or a container may leave it fewer than the host has."""
+    return len(os.sched_getaffinity(0))
 
 
 class Threads(NamedTuple):

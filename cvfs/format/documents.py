@@ -67,8 +67,11 @@ def check_json(data: bytes, what: str) -> None:
 
 
 def encode(document: dict[str, Any]) -> bytes:
-    """Keys sorted, two spaces of indent, a newline at the end."""
-    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    """Keys sorted, two spaces of indent, a newline at the end. Raises FormatError: a text that UTF-8 cannot hold."""
+    try:
+        return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise FormatError("a text that is not Unicode") from error
 
 
 def encode_ref(ref: BlobRef) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from cvfs.format.documents import FORMAT, AncestorDocument, Count, RefDocument, 
 from cvfs.limits import MAX_ANCESTORS, MAX_LEVEL, MAX_MANIFEST_BYTES
 from cvfs.model import Ancestor, BlobRef, Manifest, Summary
 
+MAX_MESSAGE_CHARACTERS = 4096
+
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.ASCII)
 
 
@@ -35,7 +37,7 @@ class _Document(msgspec.Struct, frozen=True):
     entries: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
     size_bytes: Count
     parent: RefDocument | None = None
-    message: Annotated[str, Meta(max_length=4096)] = ""
+    message: Annotated[str, Meta(max_length=MAX_MESSAGE_CHARACTERS)] = ""
     ancestors: Annotated[list[AncestorDocument], Meta(max_length=MAX_ANCESTORS)] = []
 
 
@@ -43,6 +45,16 @@ def check_repository_name(name: str) -> None:
     """Raise FormatError unless `name` can be a repository's: lower-case letters, digits, "-", ".", as a host name."""
     if not _NAME.fullmatch(name) or len(name) > 255:
         raise FormatError(f"not a repository name: {name!r} (want one like software.example.org)")
+
+
+def check_message(message: str) -> None:
+    """Raise FormatError unless `message` can be a revision's."""
+    if len(message) > MAX_MESSAGE_CHARACTERS:
+        raise FormatError(f"a message of {len(message)} characters: at most {MAX_MESSAGE_CHARACTERS}")
+    try:
+        message.encode()
+    except UnicodeEncodeError as error:
+        raise FormatError("the message is not text in UTF-8") from error
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -71,7 +83,10 @@ def decode_manifest(data: bytes) -> Manifest:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The bytes of a manifest: keys sorted, two spaces of indent, a newline at the end."""
+    """The bytes of a manifest: keys sorted, two spaces of indent, a newline at the end.
+
+    Raises FormatError for what no reader would take: once it is signed, it cannot be taken back.
+    """
     document: dict[str, Any] = {
         "format": FORMAT,
         "features": [],
@@ -85,7 +100,9 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "message": manifest.message,
         "ancestors": list(map(encode_ancestor, manifest.ancestors)),
     }
-    return documents.encode(document)
+    data = documents.encode(document)
+    decode_manifest(data)
+    return data
 
 
 def _parse(data: bytes, kind: Any) -> Any:

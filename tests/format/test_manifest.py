@@ -12,7 +12,7 @@ from cvfs.format.blob import digest
 from cvfs.format.history import ancestors_after
 from cvfs.format.manifest import check_repository_name, decode_manifest, encode_manifest
 from cvfs.limits import MAX_BLOB_BYTES
-from cvfs.model import BlobRef, Manifest, Summary
+from cvfs.model import Ancestor, BlobRef, Digest, Manifest, Summary
 from tests.format import independent_reader
 
 U63 = (1 << 63) - 1
@@ -94,6 +94,25 @@ def assert_readers_agree(data: bytes) -> None:
 def test_anything_else_is_a_format_error(data: bytes) -> None:
     with pytest.raises(FormatError):
         decode_manifest(data)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"message": "m" * 4097},
+        {"message": "\udcff"},
+        {"repository": "No Name"},
+        {"revision": -1},
+        {"level": 17},
+        {"ancestors": (Ancestor(9, 0, BlobRef(Digest(bytes(32)), 1, 1)),)},
+    ],
+)
+def test_what_no_reader_takes_is_not_written(wrong: dict[str, object]) -> None:
+    ref = BlobRef(Digest(bytes(32)), 1, 1)
+    manifest = Manifest("a.b", 1, 0, ref, 0, Summary(1, 0), ref, "m" * 4096)
+    assert decode_manifest(encode_manifest(manifest)) == manifest
+    with pytest.raises(FormatError):
+        encode_manifest(replace(manifest, **wrong))
 
 
 def test_unknown_version_is_named_before_anything_else_is_read() -> None:

@@ -4,11 +4,16 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from cvfs import __version__
-from tests.publisher.stores import Store, run
+from publisher.check import CheckReport
+from publisher.cli import cli
+from publisher.threads import Threads
+from tests.publisher.stores import Store, error_line, run
 from tests.trees import File, Link, Symlink, make_tree
 
 
@@ -23,10 +28,10 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
-def _json(*arguments: str | Path) -> dict[str, object]:
+def _json(*arguments: str | Path) -> dict[str, Any]:
     result = run(*arguments, "--json")
     assert (result.returncode, result.stderr) == (0, "")
-    report: dict[str, object] = json.loads(result.stdout)
+    report: dict[str, Any] = json.loads(result.stdout)
     return report
 
 
@@ -78,6 +83,51 @@ def test_exclude_means_what_it_means_in_a_gitignore(tmp_path: Path, store: Store
     assert entries[b""].nlink == 3
     assert entries[b"sub"].nlink == 2
     assert entries[b"sub/linked"].nlink == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "said"), [("m" * 4097, "a message of 4097 characters: at most 4096"), ("\udcff", "not text in UTF-8")]
+)
+def test_a_message_that_no_client_would_take(store: Store, tree: Path, message: str, said: str) -> None:
+    for arguments in (("publish", store.path, tree), ("rollback", store.path, "0")):
+        assert said in error_line(run(*arguments, "-m", message, "--state", store.state))
+        assert len(store.blobs()) == 2, "nothing was done before"
+    assert run("publish", store.path, tree, "-m", "m" * 4096, "--state", store.state).returncode == 0
+    for arguments in (("publish", store.path, tree), ("rollback", store.path, "0")):
+        assert said in error_line(run(*arguments, "-m", message, "--state", store.state))
+    assert store.manifest.message == "m" * 4096
+
+
+def test_log_and_diff_write_no_line_feeds_and_no_escape_sequences(store: Store, tree: Path) -> None:
+    for name in ("a\nb", "a\\nb", "\x1b[31m", "\udcff", "plain \u00e9"):
+        (tree / name).touch()
+    message = "red \x1b[31m\nand \u202eturned"
+    assert run("publish", store.path, tree, "-m", message, "--state", store.state).returncode == 0
+    newest = run("log", store.path).stdout.splitlines()[0]
+    assert newest.endswith(r"red \x1b[31m\nand \u202eturned")
+    assert _json("log", store.path)["revisions"][0]["message"] == message
+    lines = run("diff", store.path, "0").stdout.splitlines()
+    for shown in (r"a\nb", r"a\\nb", r"\x1b[31m", r"\udcff", "plain \u00e9"):
+        assert f"A /{shown}" in lines
+    paths = {each["path"] for each in _json("diff", store.path, "0")["differences"]}
+    assert {"a\nb", "a\\nb", "\x1b[31m", "\udcff"} <= paths
+
+
+def test_no_more_threads_than_processors_that_may_be_used(
+    store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(_store: object, workers: int) -> CheckReport:
+        started.append(workers)
+        return CheckReport("", 0, 0, 0, 0, [])
+
+    started: list[int] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {5})
+    monkeypatch.setattr("publisher.check.check", record)
+    monkeypatch.setattr(Threads, "start", lambda _stack, packers: started.append(packers) or 1 / 0)
+    monkeypatch.setenv("CVFS_KEYS", str(store.keys.directory))
+    assert CliRunner().invoke(cli, ["check", str(store.path)]).exit_code == 0
+    CliRunner().invoke(cli, ["publish", str(store.path), str(tree), "--state", str(store.state)])
+    assert started == [1, 1]
 
 
 def test_quiet_says_nothing(store: Store, tree: Path) -> None:
