@@ -15,8 +15,8 @@ from benchmarks.frame import Context, Report, Target, interleave
 from cvfs.cache import Cache
 from cvfs.cache.index_files import FIRST_CAPACITY
 from cvfs.cache.inode_table import size_of
-from cvfs.cache.quota import Limits
 from cvfs.cache.shards import count
+from cvfs.cache.space import Limits
 from cvfs.format.blob import digest
 from cvfs.model import Digest
 
@@ -104,10 +104,10 @@ class _Reader:
 
     def store(self, pack: int) -> None:
         numbers = range(pack * PACK, (pack + 1) * PACK)
-        missing = [number for number in numbers if self._names[number] not in self._cache.objects]
-        with self._cache.quota.room([OBJECT_BYTES] * len(missing)) as room:
+        missing = [number for number in numbers if not self._cache.objects.stored_bytes(self._names[number])]
+        with self._cache.quota.reserve([OBJECT_BYTES] * len(missing)) as reservation:
             for number in missing:
-                room.fill(OBJECT_BYTES, lambda number=number: self._put(number))  # type: ignore[misc]
+                reservation.fill(OBJECT_BYTES, lambda number=number: self._put(number))  # type: ignore[misc]
 
     def _put(self, number: int) -> None:
         self._cache.objects.store(Digest(self._names[number]), self._contents[number])

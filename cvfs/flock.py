@@ -27,7 +27,11 @@ _RANGE = struct.Struct("@hhqqi4x")
 
 def try_lock(fd: int, *, shared: bool = False) -> bool:
     """Lock an open file, or change the lock that it has; False if another holds it. Raises OSError: the disk failed."""
-    return _is_had(lambda: fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB))
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        return _is_had(error)
+    return True
 
 
 def wait_lock(fd: int, deadline_s: float = DEADLINE_S, *, shared: bool = False) -> None:
@@ -35,12 +39,16 @@ def wait_lock(fd: int, deadline_s: float = DEADLINE_S, *, shared: bool = False) 
 
     Raises TimeoutError, an OSError: another does not let go of it; OSError: the disk failed.
     """
-    _wait(lambda: try_lock(fd, shared=shared), deadline_s)
+    if not try_lock(fd, shared=shared):
+        _poll(lambda: try_lock(fd, shared=shared), deadline_s)
 
 
 def unlock(fd: int) -> None:
     """Let go of the lock of an open file, as closing it does. Raises OSError: the disk failed."""
-    _is_had(lambda: fcntl.flock(fd, fcntl.LOCK_UN))
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    except OSError as error:
+        _is_had(error)
 
 
 def works(fd: int) -> bool:
@@ -55,37 +63,57 @@ def works(fd: int) -> bool:
 
 def try_byte(fd: int, offset: int) -> bool:
     """Lock one byte of a file that is open for writing; False if another holds it. Raises OSError: the disk failed."""
-    return _is_had(lambda: _set_byte(fd, fcntl.F_WRLCK, offset))
+    try:
+        _set_byte(fd, fcntl.F_WRLCK, offset)
+    except OSError as error:
+        return _is_had(error)
+    return True
 
 
 def wait_byte(fd: int, offset: int, deadline_s: float = DEADLINE_S) -> None:
     """Lock one byte of a file that is open for writing. Blocks, and raises, as `wait_lock` does."""
-    _wait(lambda: try_byte(fd, offset), deadline_s)
+    if not try_byte(fd, offset):
+        _poll(lambda: try_byte(fd, offset), deadline_s)
+
+
+def wait_until_free(fd: int, offset: int, deadline_s: float = DEADLINE_S) -> None:
+    """Wait until nobody has locked this byte, without locking it. Blocks, and raises, as `wait_lock` does."""
+    if not _is_free(fd, offset):
+        _poll(lambda: _is_free(fd, offset), deadline_s)
 
 
 def unlock_byte(fd: int, offset: int) -> None:
     """Let go of the lock of one byte. Raises OSError: the disk failed."""
-    _is_had(lambda: _set_byte(fd, fcntl.F_UNLCK, offset))
+    try:
+        _set_byte(fd, fcntl.F_UNLCK, offset)
+    except OSError as error:
+        _is_had(error)
 
 
 def _set_byte(fd: int, kind: int, offset: int) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _RANGE.pack(kind, os.SEEK_SET, offset, 1, 0))
 
 
-def _is_had(lock: Callable[[], object]) -> bool:
+def _is_free(fd: int, offset: int) -> bool:
+    """Asks as a reader would: where flock(2) is made of such locks, as on NFS, shared ones are on all bytes."""
     try:
-        lock()
+        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _RANGE.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0))
     except OSError as error:
-        if error.errno in _HELD:
-            return False
-        if error.errno not in _NO_LOCKS:
-            raise
+        return _is_had(error)
+    return bool(_RANGE.unpack(found)[0] == fcntl.F_UNLCK)
+
+
+def _is_had(error: OSError) -> bool:
+    """What was meant by a refusal: False if another holds the lock, True if there are no locks. Raises what else it
+    may be."""
+    if error.errno in _HELD:
+        return False
+    if error.errno not in _NO_LOCKS:
+        raise error
     return True
 
 
-def _wait(attempt: Callable[[], bool], deadline_s: float) -> None:
-    if attempt():
-        return
+def _poll(attempt: Callable[[], bool], deadline_s: float) -> None:
     deadline = time.monotonic() + deadline_s
     while not attempt():
         if time.monotonic() > deadline:

@@ -185,7 +185,7 @@ def store(cache: Cache, pieces: Iterable[Piece], plain: bytes) -> list[Integrity
     """
     right, wrong = [], []
     for piece in pieces:
-        if piece.recipe is None and load(cache, piece) is not None:  # and not only there: it may be damaged
+        if _is_there(cache, piece):
             continue
         at = piece.location
         data = memoryview(plain)[at.pack_offset : at.pack_offset + at.length]
@@ -196,14 +196,21 @@ def store(cache: Cache, pieces: Iterable[Piece], plain: bytes) -> list[Integrity
             continue
         right.append((piece, data))
     for batch in _batches(right):
-        with cache.quota.room([len(data) for _, data in batch]) as room:
+        with cache.quota.reserve([len(data) for _, data in batch]) as reservation:
             for piece, data in batch:
-                room.fill(len(data), partial(_put, cache, piece, data))
+                reservation.fill(len(data), partial(_put, cache, piece, data))
     return wrong
 
 
+def _is_there(cache: Cache, piece: Piece) -> bool:
+    """Whether the cache has a piece, as it should be: to store it once more would count it twice."""
+    if piece.recipe is not None and not cache.large.has_data(piece.recipe, piece.location):
+        return False
+    return load(cache, piece) is not None
+
+
 def _batches(pieces: list[tuple[Piece, memoryview]]) -> Iterator[list[tuple[Piece, memoryview]]]:
-    """Runs for which room is reserved at once: so large that it costs nothing, so small that they fit in any cache."""
+    """Runs for which space is reserved at once: so large that it costs nothing, so small that they fit in any cache."""
     batch: list[tuple[Piece, memoryview]] = []
     size = 0
     for piece, data in pieces:

@@ -1,5 +1,6 @@
 """The cache as the fetcher sees it."""
 
+from functools import partial
 from pathlib import Path
 
 from cvfs.cache.directory import CacheDirectory
@@ -7,7 +8,8 @@ from cvfs.cache.files import DigestFiles
 from cvfs.cache.index import InodeIndex
 from cvfs.cache.large import LargeFiles
 from cvfs.cache.locks import BlobLocks
-from cvfs.cache.quota import Limits, Quota
+from cvfs.cache.quota import Quota
+from cvfs.cache.space import Limits
 from cvfs.model import Digest
 
 NO_LIMITS = Limits()
@@ -19,19 +21,20 @@ class Cache:
 
     def __init__(self, path: Path, limits: Limits = NO_LIMITS) -> None:
         self.directory = CacheDirectory(path)
-        self.objects = DigestFiles(self.directory, "objects")
+        self.index = InodeIndex(self.directory)
+        self.quota = Quota(self.directory, limits, self.index.pages)
+        dropped = self.quota.evictor.note_dropped
+        self.objects = DigestFiles(self.directory, "objects", partial(dropped, of_metadata=False))
         """Plain small objects, by content id."""
-        self.blobs = DigestFiles(self.directory, "blobs")
+        self.blobs = DigestFiles(self.directory, "blobs", partial(dropped, of_metadata=True))
         """Stored pages and manifests, by blob id."""
         self.large = LargeFiles(self.directory)
-        self.index = InodeIndex(self.directory)
         self.locks = BlobLocks(self.directory)
-        self.quota = Quota(self.directory, limits, self.index.pages)
 
     def store_blob(self, name: Digest, stored: bytes) -> None:
         """Put a verified page or manifest there, within the limit. Raises CacheError."""
-        with self.quota.room(metadata=[len(stored)]) as room:
-            room.fill(len(stored), lambda: self.blobs.store(name, stored))
+        with self.quota.reserve(metadata=[len(stored)]) as reservation:
+            reservation.fill(len(stored), lambda: self.blobs.store(name, stored))
 
     def close(self) -> None:
         self.index.close()

@@ -4,17 +4,16 @@ The whole cache is never looked through for that: a shard or a few are a sample,
 the next is taken.
 """
 
-import fcntl
 import logging
 import os
 import random
-import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from cvfs.cache.files import STAMP_S
-from cvfs.cache.shards import SHARDS, CachedFile, list_shard
+from cvfs.cache.leases import Leases
+from cvfs.cache.shards import SHARDS, CachedFile, disk_bytes, list_shard
 
 log = logging.getLogger(__name__)
 
@@ -27,22 +26,30 @@ Keep = Callable[[int], Collection[bytes]]
 """The ids of one shard that must stay."""
 
 
-def evict(cache: Path, kinds: Sequence[str], need_bytes: int, keep: Keep, *, open_too: bool = False) -> Iterator[int]:
+def evict(cache: Path, kinds: Sequence[str], need_bytes: int, keep: Keep, leases: Leases) -> Iterator[int]:
     """Remove files of these kinds until `need_bytes` are free; yields what each step has freed.
 
     It ends early when nothing is left that may go. Files that somebody has open or mapped stay, as their space would
-    not come back either; unless `open_too`.
+    not come back either.
     """
     freed = 1
     while need_bytes > 0 and freed:
         freed = 0
         for sample in _samples(cache, kinds, keep):
-            step = _evict_oldest(sample, need_bytes, open_too=open_too)
+            step = _evict_oldest(sample, need_bytes, leases)
             yield step
             freed += step
             need_bytes -= step
             if need_bytes <= 0:
                 break
+
+
+def remove_all(cache: Path, kinds: Sequence[str], leases: Leases) -> Iterator[int]:
+    """Remove all files of these kinds; yields what that has freed of each shard: not the space of those that are open,
+    which comes back when they are closed."""
+    for number in range(SHARDS):
+        files = [file for kind in kinds for file in list_shard(cache, kind, number)]
+        yield disk_bytes(file for file in files if _remove(file.path, leases, open_too=True))
 
 
 def _samples(cache: Path, kinds: Sequence[str], keep: Keep) -> Iterator[list[CachedFile]]:
@@ -60,7 +67,7 @@ def _samples(cache: Path, kinds: Sequence[str], keep: Keep) -> Iterator[list[Cac
         yield sample
 
 
-def _evict_oldest(sample: list[CachedFile], need_bytes: int, *, open_too: bool) -> int:
+def _evict_oldest(sample: list[CachedFile], need_bytes: int, leases: Leases) -> int:
     latest_s = time.time() + STAMP_S
 
     def last_use(file: CachedFile) -> float:
@@ -71,40 +78,25 @@ def _evict_oldest(sample: list[CachedFile], need_bytes: int, *, open_too: bool) 
     for file in sorted(sample, key=last_use):
         if freed >= need_bytes or not may_go:
             break
-        if _remove(file.path, open_too=open_too):
+        if _remove(file.path, leases, open_too=False):
             freed += file.disk_bytes
             may_go -= 1
     return freed
 
 
-def _remove(path: bytes, *, open_too: bool) -> bool:
-    """Whether the file is gone, by this call."""
+def _remove(path: bytes, leases: Leases, *, open_too: bool) -> bool:
+    """Remove a file, if nobody has it open or `open_too`; whether that has freed its space."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:
-        if open_too or _is_unused(fd):
+        is_unused = leases.is_unused(fd)
+        if is_unused or open_too:
             os.unlink(path)
-            return True
+        return is_unused
     except OSError as error:
         log.debug("cannot evict %s: %s", os.fsdecode(path), error)
+        return False
     finally:
         os.close(fd)
-    return False
-
-
-def _is_unused(fd: int) -> bool:
-    """Whether nobody else has the file open or mapped: only then the kernel gives a lease for writing.
-
-    Whoever opens it while it is leased, for some microseconds, is told EAGAIN; the holder of the lease gets a signal,
-    which has to be one that nobody minds.
-    """
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without leases
-    return True

@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import time
+from collections.abc import Callable
 
 from cvfs.cache.directory import CacheDirectory, as_cache_error
 from cvfs.format.blob import digest
@@ -30,25 +31,17 @@ class DigestFiles:
     All calls are synchronous and short: the largest file is a few MiB. They may be made from any thread and process.
     """
 
-    def __init__(self, directory: CacheDirectory, kind: str) -> None:
-        self._directory = directory
+    def __init__(self, directory: CacheDirectory, kind: str, dropped: Callable[[int], None] = lambda _: None) -> None:
+        """`dropped` is told the size of each file that was found damaged, and is gone."""
+        self._directory, self._dropped = directory, dropped
         self._root = os.fsencode(directory.path / kind)
         self._temporary = b"%s/.new-%s" % (self._root, os.urandom(8).hex().encode())
         self._serial = itertools.count()
         remove_leftovers(self._root)
-        self.lost = 0
-        """Files that were there but not as they were written; they were dropped and count as absent."""
 
     def path(self, name: Digest) -> bytes:
         hexadecimal = name.hex().encode()
         return b"%s/%s/%s" % (self._root, hexadecimal[:2], hexadecimal[2:])
-
-    def __contains__(self, name: Digest) -> bool:
-        """Whether there is such a file; nothing is said of its bytes."""
-        try:
-            return stat.S_ISREG(os.lstat(self.path(name)).st_mode)
-        except OSError:
-            return False
 
     def stored_bytes(self, name: Digest) -> int:
         """The size of a file, 0 if it is not there; nothing is said of its bytes."""
@@ -69,12 +62,12 @@ class DigestFiles:
             return None
         except OSError as error:
             if error.errno in (errno.EIO, *NOT_A_FILE):
-                self._drop(path)
+                self._drop(path, size)
                 return None
             raise as_cache_error(f"cannot read {os.fsdecode(path)}", error) from error
         if len(data) == size and digest(data) == name:
             return data
-        self._drop(path)
+        self._drop(path, size)
         return None
 
     def touch(self, name: Digest) -> None:
@@ -110,10 +103,19 @@ class DigestFiles:
                 os.unlink(temporary)
             raise
 
-    def _drop(self, path: bytes) -> None:
-        self.lost += 1
+    def _drop(self, path: bytes, size: int) -> None:
         log.warning("%s is not as it was stored: dropped", os.fsdecode(path))
-        remove(path)
+        taken = _disk_bytes(path)
+        if remove(path):
+            self._dropped(min(size, taken))
+
+
+def _disk_bytes(path: bytes) -> int:
+    """What a file takes, 0 if there is something else."""
+    with contextlib.suppress(OSError):
+        found = os.lstat(path)
+        return found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else 0
+    return 0
 
 
 def _read_whole(path: bytes, size: int) -> bytes:
@@ -147,14 +149,17 @@ def write_new(path: bytes, data: bytes | memoryview) -> None:
         os.close(fd)
 
 
-def remove(path: bytes) -> None:
-    """Remove what stands in a file's place, if that is allowed."""
+def remove(path: bytes) -> bool:
+    """Remove what stands in a file's place, if that is allowed; whether that was a file."""
     try:
         os.unlink(path)
     except IsADirectoryError:
         shutil.rmtree(path, ignore_errors=True)
     except OSError as error:
         log.debug("cannot remove %s: %s", os.fsdecode(path), error)
+    else:
+        return True
+    return False
 
 
 def remove_leftovers(root: bytes) -> None:

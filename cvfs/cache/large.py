@@ -8,8 +8,10 @@ that claim cannot be checked before the last byte is here, and the cache is shar
 each other.
 """
 
+import contextlib
 import errno
 import os
+import time
 
 from cvfs.cache.directory import CacheDirectory, as_cache_error
 from cvfs.cache.files import NOT_A_FILE, remove, stamp
@@ -18,6 +20,12 @@ from cvfs.format.codec import encode
 from cvfs.model import Content, Digest, Entry, Location
 
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # whatever is there, opening does not wait
+
+
+_LEASE_S = 1.0
+"""A process that is stopped while it holds a lease loses it only after /proc/sys/fs/lease-break-time: 45 s."""
+
+_LEASE_POLL_S = 0.0005
 
 
 def recipe_of(entry: Entry, content: Content) -> Digest:
@@ -61,12 +69,22 @@ class LargeFiles:
             raise as_cache_error(f"cannot read {os.fsdecode(path)}", error) from error
         return data if digest(data) == location.chunk_id else None
 
+    def has_data(self, recipe: Digest, location: Location) -> bool:
+        """Whether anything was ever stored where a chunk belongs: quickly says no, `load` says what it is worth."""
+        with contextlib.suppress(OSError):
+            fd = os.open(self.path(recipe), _FLAGS | os.O_RDONLY)
+            try:
+                return os.lseek(fd, location.object_offset, os.SEEK_DATA) < location.object_offset + location.length
+            finally:
+                os.close(fd)
+        return False
+
     def store(self, recipe: Digest, size: int, location: Location, data: bytes | memoryview) -> None:
         """Put a verified chunk at its place in the file of an object of `size` bytes. Raises CacheError."""
         path = self.path(recipe)
         try:
             self._directory.make(os.path.dirname(path))
-            fd = os.open(path, _FLAGS | os.O_WRONLY | os.O_CREAT, 0o600)
+            fd = _open_to_write(path)
             try:
                 if os.fstat(fd).st_size != size:
                     os.ftruncate(fd, size)
@@ -84,6 +102,18 @@ def _read_at(path: bytes, size: int, offset: int) -> bytes:
         return os.pread(fd, size, offset)
     finally:
         os.close(fd)
+
+
+def _open_to_write(path: bytes) -> int:
+    """Waits while another thread or process looks whether the file can be evicted: for some microseconds."""
+    deadline = time.monotonic() + _LEASE_S
+    while True:
+        try:
+            return os.open(path, _FLAGS | os.O_WRONLY | os.O_CREAT, 0o600)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LEASE_POLL_S)
 
 
 def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:

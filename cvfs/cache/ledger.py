@@ -1,18 +1,19 @@
 """How much is in the cache: one small file of sums that all processes keep together.
 
 The sums are never below the truth while only cvfs writes to the cache: what is going to be stored is added before, what
-was evicted is taken off after. A process that is killed in between leaves them too high. A recount of the files mends
-that, and the rare file that two processes stored at once: its result is what was counted and all that was added since
-it began. For that nothing may be half stored at its beginning: who stores holds a shared lock meanwhile, which the
-kernel takes from the dead; and what is taken off for files that were evicted before its end is forgotten, as it may
-not have counted them.
+was evicted is taken off after. A process that is killed in between leaves them too high, and so does the rare file that
+two processes stored at once.
+
+A recount of the files mends that. What it found and what was added since it began is never below the truth either, so
+the lower of the two becomes the new sum. For that nothing may be half stored at its beginning: who stores holds a
+shared lock meanwhile, which the kernel takes from the dead. Who wants that moment closes a gate before, or there might
+be none for hours. What is taken off for files that were evicted before a recount's end is forgotten, if it was found
+lower: it may not have counted them.
 
 Where the file is lost or damaged the sums are unknown until a recount.
 """
 
 import contextlib
-import errno
-import fcntl
 import os
 import struct
 import time
@@ -21,8 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from cvfs import flock
 from cvfs.cache.directory import CacheDirectory, as_cache_error
-from cvfs.cache.locks import try_range
 from cvfs.errors import CacheError
 
 KINDS = ("objects", "large", "blobs")
@@ -35,10 +36,14 @@ _SIZE = _RECORD.size + _CHECKSUM.size
 _MUTEX = 0
 """The byte of the file whose lock is held for one change of it."""
 
+_GATE = 1
+"""The byte whose lock keeps others from beginning to store."""
+
 _DEADLINE_S = 5.0
 """A change takes microseconds; a process that is stopped in the middle of one holds it forever."""
 
-_POLL_S = 0.001
+_GATE_S = 1.0
+"""For how long the gate may be closed. To store a batch takes milliseconds, longer on a disk that is overloaded."""
 
 
 class Sums(NamedTuple):
@@ -76,6 +81,11 @@ class Sums(NamedTuple):
     def minus(self, data: int, metadata: int) -> "Sums":
         return self._replace(data=max(0, self.data - data), metadata=max(0, self.metadata - metadata))
 
+    def without(self, data: int, metadata: int) -> "Sums":
+        """Take back what was added in vain. No recount began meanwhile, as who has added it holds the shared lock."""
+        added_data, added_metadata = max(0, self.added_data - data), max(0, self.added_metadata - metadata)
+        return self.minus(data, metadata)._replace(added_data=added_data, added_metadata=added_metadata)
+
 
 Change = Callable[[Sums], Sums]
 
@@ -99,7 +109,7 @@ class Ledger:
         try:
             return _decode(os.pread(fd, _SIZE + 1, 0)) or self._begin()
         except OSError:
-            return self._begin()
+            return Sums()
         finally:
             os.close(fd)
 
@@ -112,37 +122,56 @@ class Ledger:
     def storing(self) -> Iterator[Callable[[Change], Sums]]:
         """For as long as files are being stored: no recount begins. Gives what does the work of `change`."""
         with self._opened() as fd:
-            # Only a recount that begins excludes it: not for long.
-            _wait(lambda: _try_flock(fd, fcntl.LOCK_SH), self._path)
+            try:
+                flock.wait_until_free(fd, _GATE, 2 * _GATE_S)
+                flock.wait_lock(fd, _DEADLINE_S, shared=True)
+            except OSError as error:
+                raise self._failed(error) from error
+            yield lambda change: self._change(fd, change)
+
+    @contextlib.contextmanager
+    def nobody_storing(self) -> Iterator[Callable[[Change], Sums]]:
+        """For a moment in which nothing is half stored; else as `storing`. Raises CacheError: somebody does not end."""
+        with self._opened() as fd:
+            try:
+                flock.wait_byte(fd, _GATE, _DEADLINE_S)
+                flock.wait_lock(fd, _GATE_S)
+            except OSError as error:
+                raise self._failed(error) from error
             yield lambda change: self._change(fd, change)
 
     def recount(self, count: Callable[[], tuple[int, int]]) -> Sums | None:
         """Have the files counted: `count()` gives the bytes of data and metadata. None if another process does it,
-        or something is being stored all the time."""
-        with self._opened() as fd, self._opened(".counting") as counting:
-            if not _try_flock(counting, fcntl.LOCK_EX):
-                return None
+        or somebody does not end storing."""
+        with self._opened(".counting") as counting:
             try:
-                _wait(lambda: _try_flock(fd, fcntl.LOCK_EX), self._path)
-                before = self._change(fd, lambda sums: sums)
+                if not flock.try_lock(counting):
+                    return None
+                with self.nobody_storing() as change:
+                    before = change(lambda sums: sums)
+            except OSError as error:
+                raise self._failed(error) from error
             except CacheError:
                 return None
-            finally:
-                fcntl.flock(fd, fcntl.LOCK_UN)
             data, metadata = count()
-            return self._change(fd, lambda now: _recounted(before, now, data, metadata))
+            return self.change(lambda now: _recounted(before, now, data, metadata))
 
     def _change(self, fd: int, change: Change) -> Sums:
         try:
-            _wait(lambda: try_range(fd, fcntl.F_WRLCK, _MUTEX), self._path)
+            flock.wait_byte(fd, _MUTEX, _DEADLINE_S)
             try:
                 sums = change(_decode(os.pread(fd, _SIZE + 1, 0)) or self._begin())
                 os.pwrite(fd, _encode(sums), 0)
             finally:
-                try_range(fd, fcntl.F_UNLCK, _MUTEX)
+                flock.unlock_byte(fd, _MUTEX)
         except OSError as error:
-            raise as_cache_error(f"cannot write {self._path}", error) from error
+            raise self._failed(error) from error
         return sums
+
+    def _failed(self, error: OSError) -> CacheError:
+        if isinstance(error, TimeoutError):
+            return CacheError(f"another process holds {self._path}")
+        return as_cache_error(f"cannot write {self._path}", error)
 
     @contextlib.contextmanager
     def _opened(self, suffix: str = "") -> Iterator[int]:
@@ -162,10 +191,14 @@ class Ledger:
             os.close(fd)
 
     def _begin(self) -> Sums:
-        """Of a cache that has nothing in it yet the sums are known."""
-        if any((self._directory.path / kind).exists() for kind in KINDS):
+        """Of a cache that has nothing in it yet the sums are known; not where the disk does not say what it has."""
+        try:
+            found = os.listdir(self._directory.path)
+        except FileNotFoundError:
+            found = []
+        except OSError:
             return Sums()
-        return Sums(counted_s=time.time(), boot=boot_id())
+        return Sums() if any(kind in found for kind in KINDS) else Sums(counted_s=time.time(), boot=boot_id())
 
 
 def boot_id() -> bytes:
@@ -174,13 +207,25 @@ def boot_id() -> bytes:
 
 
 def _recounted(before: Sums, now: Sums, data: int, metadata: int) -> Sums:
+    """The sums `now` after a count that began when they were `before`."""
+    boot = boot_id()
+    may_be_right = before.is_known and now.is_known and before.boot == boot and before.counts == now.counts
+    added_data, added_metadata = now.added_data - before.added_data, now.added_metadata - before.added_metadata
     return now._replace(
-        data=data + max(0, now.added_data - before.added_data),
-        metadata=metadata + max(0, now.added_metadata - before.added_metadata),
+        data=_bound(may_be_right, before.data, now.data, data, added_data),
+        metadata=_bound(may_be_right, before.metadata, now.metadata, metadata, added_metadata),
         counts=now.counts + 1,
         counted_s=time.time(),
-        boot=boot_id(),
+        boot=boot,
     )
+
+
+def _bound(may_be_right: bool, before: int, now: int, counted: int, added: int) -> int:
+    """The lower of two upper bounds, unless more was found than the sums would allow: then they were wrong."""
+    added = max(0, added)
+    if may_be_right and counted <= before + added:
+        return min(now, counted + added)
+    return counted + added
 
 
 def _encode(sums: Sums) -> bytes:
@@ -194,20 +239,3 @@ def _decode(data: bytes) -> Sums | None:
         return None
     magic, *values = _RECORD.unpack_from(data)
     return Sums(*values) if magic == _MAGIC else None
-
-
-def _try_flock(fd: int, kind: int) -> bool:
-    """False if another holds it. Where the file system has no locks, there is nobody to hold one."""
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EAGAIN, errno.EACCES)
-    return True
-
-
-def _wait(attempt: Callable[[], bool], path: Path) -> None:
-    deadline = time.monotonic() + _DEADLINE_S
-    while not attempt():
-        if time.monotonic() > deadline:
-            raise CacheError(f"another process holds {path}")
-        time.sleep(_POLL_S)

@@ -2,21 +2,14 @@
 
 A lock is a byte range of one file, at an offset that the blob's id gives: nothing to create, nothing to clean up, and
 the kernel releases it when its holder dies. Ranges of different blobs may coincide: they then wait for each other.
-
-The locks are of the kind that belongs to an open file (F_OFD_SETLK in fcntl(2)), not to a process: those of a process
-are lost when any part of it closes the file, and do not hold between two parts of it.
 """
 
-import errno
-import fcntl
+import contextlib
 import os
-import struct
 
+from cvfs import flock
 from cvfs.cache.directory import CacheDirectory
 from cvfs.model import Digest
-
-_FLOCK = struct.Struct("@hhqqi4x")
-"""struct flock of 64-bit Linux: type, whence, start, length, pid."""
 
 
 class Lock:
@@ -49,9 +42,7 @@ class BlobLocks:
     def try_lock(self, blob_id: Digest) -> Lock | None:
         """The lock of a blob; None if it is held already, here or in another process."""
         offset = _offset(blob_id)
-        if offset in self._held:
-            return None
-        if self._fd is not None and not try_range(self._fd, fcntl.F_WRLCK, offset):
+        if offset in self._held or not self._try_byte(offset):
             return None
         self._held.add(offset)
         return Lock(self, offset)
@@ -59,25 +50,21 @@ class BlobLocks:
     def release(self, offset: int) -> None:
         self._held.discard(offset)
         if self._fd is not None:
-            try_range(self._fd, fcntl.F_UNLCK, offset)
+            with contextlib.suppress(OSError):
+                flock.unlock_byte(self._fd, offset)
 
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
+    def _try_byte(self, offset: int) -> bool:
+        """A disk that fails has no locks: fetching twice is no harm."""
+        try:
+            return self._fd is None or flock.try_byte(self._fd, offset)
+        except OSError:
+            return True
+
 
 def _offset(blob_id: Digest) -> int:
     return int.from_bytes(blob_id[:7], "little")
-
-
-def try_range(fd: int, kind: int, offset: int) -> bool:
-    """Lock (F_WRLCK) or unlock (F_UNLCK) one byte of an open file. False if another holds it.
-
-    Where the file system has no locks, there is nobody to hold one.
-    """
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
-    except OSError as error:
-        return error.errno not in (errno.EAGAIN, errno.EACCES)
-    return True

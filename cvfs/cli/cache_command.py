@@ -217,7 +217,7 @@ def unpin(url: str, paths: tuple[str, ...]) -> None:
 @contextlib.contextmanager
 def _opened() -> Iterator["Cache"]:
     from cvfs.cache import Cache
-    from cvfs.cache.quota import Limits
+    from cvfs.cache.space import Limits
 
     settings = common.host_settings()
     with contextlib.closing(Cache(settings.cache, Limits(settings.cache_limit, settings.keep_free))) as cache:

@@ -10,7 +10,7 @@ import trio
 
 import cvfs
 from cvfs.cache import Cache
-from cvfs.cache.quota import Limits
+from cvfs.cache.space import Limits
 from cvfs.config import Settings
 from cvfs.errors import ConfigError, CvfsError, TooSlowError
 from cvfs.fetcher import Fetcher

@@ -1,5 +1,6 @@
 """The limit of the cache: what is stored, what goes for it, and what the ledger knows."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -12,15 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from cvfs.cache import Cache
+from cvfs import pieces
+from cvfs.cache import Cache, eviction
 from cvfs.cache.index_files import FIRST_CAPACITY
 from cvfs.cache.inode_table import size_of
+from cvfs.cache.leases import Leases
 from cvfs.cache.ledger import Sums
-from cvfs.cache.quota import Limits
-from cvfs.cache.shards import count, list_all
-from cvfs.errors import CacheFullError
+from cvfs.cache.shards import count
+from cvfs.cache.space import Limits
+from cvfs.errors import CacheError, CacheFullError
 from cvfs.format.blob import digest
-from cvfs.model import Digest
+from cvfs.model import BlobRef, Digest, Location
+from cvfs.pieces import Piece
 from tests.cache.disks import fill, needs_root, small_disk
 from tests.publisher.stores import environment
 
@@ -49,14 +53,14 @@ def content(number: int, size: int = SIZE) -> bytes:
 
 def store(cache: Cache, *numbers: int, size: int = SIZE) -> None:
     """As a pack of objects is stored."""
-    with cache.quota.room([size] * len(numbers)) as room:
+    with cache.quota.reserve([size] * len(numbers)) as reservation:
         for number in numbers:
             data = content(number, size)
-            room.fill(size, lambda data=data: cache.objects.store(digest(data), data))  # type: ignore[misc]
+            reservation.fill(size, lambda data=data: cache.objects.store(digest(data), data))  # type: ignore[misc]
 
 
 def has(cache: Cache, number: int) -> bool:
-    return digest(content(number)) in cache.objects
+    return cache.objects.stored_bytes(digest(content(number))) > 0
 
 
 def age(cache: Cache, seconds: float, *numbers: int) -> None:
@@ -86,8 +90,8 @@ def test_the_sums_are_what_is_there(cache: Cache) -> None:
 
 def test_room_that_is_not_filled_is_given_back(cache: Cache) -> None:
     def store_one_of_two() -> None:
-        with cache.quota.room([SIZE, SIZE]) as room:
-            room.fill(SIZE, lambda: cache.objects.store(digest(content(1)), content(1)))
+        with cache.quota.reserve([SIZE, SIZE]) as reservation:
+            reservation.fill(SIZE, lambda: cache.objects.store(digest(content(1)), content(1)))
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -176,6 +180,41 @@ def test_where_all_is_pinned_nothing_more_is_stored(cache: Cache) -> None:
     assert known(cache) == used(cache) == 64 * SIZE
 
 
+def test_where_nothing_may_go_nobody_looks_for_it_again_at_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole cache would be listed for each pack that is read."""
+    now = [1000.0]
+    monkeypatch.setattr("cvfs.cache.evictor.time.monotonic", lambda: now.__setitem__(0, now[0] + 0.1) or now[0])
+    store(cache, *range(64))
+    cache.quota.pins.put("repository", b"", [digest(content(number)) for number in range(64)], {})
+    listed = []
+    list_shard = eviction.list_shard
+    monkeypatch.setattr(eviction, "list_shard", lambda *args: listed.append(args) or list_shard(*args))
+    for number in (100, 101):
+        with pytest.raises(CacheFullError):
+            store(cache, number)
+    assert len(listed) == 2 * 256, "objects and large files, once"
+    assert cache.quota.pins.remove("repository", b"")
+    now[0] += 10
+    store(cache, 102)
+    assert has(cache, 102)
+
+
+def test_where_the_disk_grants_no_leases_files_go_all_the_same(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NFSv4 does for lack of a delegation: that says nothing of who has them open."""
+    ask = fcntl.fcntl
+
+    def refuse(fd: int, command: int, *args: int) -> object:
+        if command == fcntl.F_SETLEASE:
+            raise BlockingIOError(errno.EAGAIN, "refused")
+        return ask(fd, command, *args)
+
+    store(cache, *range(64))
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    store(cache, *range(100, 104))
+    assert used(cache) == known(cache) <= LIMIT - INDEX
+    assert not list(cache.directory.path.glob("objects/.*"))
+
+
 def test_damaged_pin_pins_nothing_and_harms_nothing(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
     store(cache, *range(64))
     cache.quota.pins.put("repository", b"", [digest(content(number)) for number in range(64)], {})
@@ -196,13 +235,13 @@ def test_pages_have_a_bound_of_their_own(cache: Cache) -> None:
     store(cache, *range(20))
     pages = [content(number, 4 * KIB) for number in range(200, 300)]
     needed = digest(pages[0])
-    cache.quota._needed = lambda: {needed}
+    cache.quota.evictor._needed = lambda: {needed}
     for page in pages:
         cache.store_blob(digest(page), page)
         assert used(cache) == known(cache)
     assert all(has(cache, number) for number in range(20))
-    assert needed in cache.blobs
-    assert digest(pages[-1]) in cache.blobs
+    assert cache.blobs.stored_bytes(needed)
+    assert cache.blobs.stored_bytes(digest(pages[-1]))
     metadata = cache.quota.use().metadata_bytes
     assert metadata is not None
     assert (LIMIT - INDEX) // 8 < metadata <= (LIMIT - INDEX) // 4
@@ -291,16 +330,127 @@ def test_eviction_that_spans_a_recount_is_not_taken_off_twice(cache: Cache, monk
         cache.quota.recount()
 
     monkeypatch.setattr(os, "unlink", counted_meanwhile)
-    cache.quota.evict_data(SIZE)
+    cache.quota.evictor.evict(SIZE)
     assert known(cache) == used(cache) == 63 * SIZE
 
 
+def test_sums_that_are_right_stay_right_in_a_recount_while_much_is_stored(cache: Cache) -> None:
+    """What the count has met was also added: it is not taken twice."""
+    store(cache, *range(10))
+
+    def counting() -> tuple[int, int]:
+        store(cache, *range(20, 30))
+        cache.store_blob(digest(b"page"), b"page")
+        return count(cache.directory.path)
+
+    assert cache.quota.ledger.recount(counting)
+    assert known(cache) == used(cache) == 20 * SIZE + 4 * KIB
+
+
+def test_what_is_given_back_during_a_recount_was_never_added(cache: Cache) -> None:
+    store(cache, *range(10))
+    cache.quota.ledger.change(lambda sums: sums._replace(boot=bytes(16)))  # so that they are not believed
+
+    def counting() -> tuple[int, int]:
+        with cache.quota.reserve([SIZE] * 5):
+            pass
+        return count(cache.directory.path)
+
+    assert cache.quota.ledger.recount(counting)
+    assert known(cache) == used(cache) == 10 * SIZE
+
+
+@pytest.mark.parametrize("lie", [10 * SIZE, 59 * SIZE])
+def test_sums_that_were_too_low_do_not_survive_a_recount(cache: Cache, lie: int) -> None:
+    store(cache, *range(60))
+    cache.quota.ledger.change(lambda sums: sums._replace(data=lie))
+    cache.quota.recount()
+    assert known(cache) == used(cache) == 60 * SIZE
+
+
+def test_a_ledger_that_is_lost_during_a_recount_is_counted_all_the_same(cache: Cache) -> None:
+    store(cache, *range(10))
+
+    def counting() -> tuple[int, int]:
+        (cache.directory.path / "usage").unlink()
+        return count(cache.directory.path)
+
+    assert cache.quota.ledger.recount(counting)
+    assert known(cache) == used(cache) == 10 * SIZE
+
+
+def test_eviction_goes_on_being_taken_off_after_a_recount(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the step in which it happened."""
+    monkeypatch.setattr("cvfs.cache.eviction._SAMPLE", 1)
+    store(cache, *range(64))
+    remove = os.unlink
+
+    def counted_meanwhile(path: bytes) -> None:
+        monkeypatch.setattr(os, "unlink", remove)
+        cache.quota.recount()
+        remove(path)
+
+    monkeypatch.setattr(os, "unlink", counted_meanwhile)
+    cache.quota.evictor.evict(20 * SIZE)
+    assert used(cache) == 44 * SIZE
+    assert known(cache) == 45 * SIZE
+
+
+def test_damaged_file_that_is_dropped_is_taken_off(cache: Cache) -> None:
+    store(cache, *range(10))
+    cache.store_blob(digest(b"page"), b"page")
+    for path, size in ((cache.objects.path(digest(content(1))), 100), (cache.blobs.path(digest(b"page")), 2)):
+        os.truncate(path, size)
+    assert cache.objects.load(digest(content(1)), SIZE) is None
+    assert cache.blobs.load(digest(b"page"), 4) is None
+    store(cache, 20)
+    assert used(cache) == 10 * SIZE
+    assert known(cache) - used(cache) < 2 * 4 * KIB
+
+
+def test_what_is_there_is_not_stored_again(cache: Cache) -> None:
+    """Neither small objects nor chunks of large ones: they would be counted twice."""
+    plain = b"".join(content(number, 4 * KIB) for number in range(4))
+    pack = BlobRef(digest(plain), len(plain), len(plain))
+    chunks = [(digest(plain[at : at + 4 * KIB]), at) for at in range(0, len(plain), 4 * KIB)]
+    places = [Location(at, 4 * KIB, pack, at, chunk_id) for chunk_id, at in chunks]
+    parts = [Piece(Digest(place.chunk_id), place, digest(b"recipe"), len(plain)) for place in places]
+    parts.append(Piece(chunks[0][0], Location(0, 4 * KIB, pack, 0, b""), None, 4 * KIB))
+    for wanted in (parts[:1], parts[2:], parts, parts):
+        assert not pieces.store(cache, wanted, plain)
+        assert known(cache) == used(cache)
+    assert used(cache) == 5 * 4 * KIB
+
+
+def test_recount_finds_a_moment_where_something_is_stored_all_the_time(cache: Cache) -> None:
+    """Each of two goes on until the other has begun, unless that takes too long."""
+    begun, done = [threading.Event(), threading.Event()], threading.Event()
+
+    def work(number: int) -> None:
+        while not done.is_set():
+            with cache.quota.reserve([SIZE]):
+                begun[1 - number].clear()
+                begun[number].set()
+                begun[1 - number].wait(0.3)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
+    for each in workers:
+        each.start()
+    try:
+        assert all(event.wait(10) for event in begun)
+        assert cache.quota.recount() is not None
+    finally:
+        done.set()
+        for each in workers:
+            each.join()
+
+
 def test_recount_waits_until_what_is_being_stored_is_stored(cache: Cache) -> None:
-    with cache.quota.room([SIZE]) as room:
+    with cache.quota.reserve([SIZE]) as reservation:
         counter = threading.Thread(target=cache.quota.recount)
         counter.start()
         time.sleep(0.05)
-        room.fill(SIZE, lambda: cache.objects.store(digest(content(1)), content(1)))
+        reservation.fill(SIZE, lambda: cache.objects.store(digest(content(1)), content(1)))
     counter.join()
     assert known(cache) == used(cache) == SIZE
 
@@ -318,7 +468,7 @@ def test_full_disk_is_answered_with_eviction(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "3m") as disk:
         cache = opened(disk, 1 << 40)
         numbers = iter(range(10**6))
-        while cache.quota.evicted_bytes < MIB:
+        while cache.quota.evictor.evicted_bytes < MIB:
             store(cache, next(numbers), next(numbers))
         assert known(cache) == used(cache) > MIB
         cache.quota.ledger.change(lambda sums: sums._replace(data=0))
@@ -331,9 +481,9 @@ def test_a_disk_that_turns_out_full_while_writing(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "3m") as disk:
         cache = opened(disk, 1 << 40)
         store(cache, *range(50))
-        with cache.quota.room([SIZE]) as room:
+        with cache.quota.reserve([SIZE]) as reservation:
             filler = fill(disk)
-            room.fill(SIZE, lambda: cache.objects.store(digest(content(100)), content(100)))
+            reservation.fill(SIZE, lambda: cache.objects.store(digest(content(100)), content(100)))
         assert has(cache, 100)
         cache.quota.wipe()
         filler.unlink()
@@ -390,7 +540,7 @@ _WORK = """
 import random, sys
 from pathlib import Path
 from cvfs.cache import Cache
-from cvfs.cache.quota import Limits
+from cvfs.cache.space import Limits
 from cvfs.format.blob import digest
 path, seed, rounds, limit, size = Path(sys.argv[1]), *map(int, sys.argv[2:])
 cache = Cache(path, Limits(limit, 0))
@@ -398,10 +548,10 @@ random.seed(seed)
 for _ in range(rounds):
     numbers = random.sample(range(seed, 1000, 4), 4)
     objects = {digest(data): data for data in (number.to_bytes(8, "big") * (size // 8) for number in numbers)}
-    missing = [name for name in objects if name not in cache.objects]
-    with cache.quota.room([size] * len(missing)) as room:
+    missing = [name for name in objects if not cache.objects.stored_bytes(name)]
+    with cache.quota.reserve([size] * len(missing)) as reservation:
         for name in missing:
-            room.fill(size, lambda: cache.objects.store(name, objects[name]))
+            reservation.fill(size, lambda: cache.objects.store(name, objects[name]))
 cache.close()
 """
 
@@ -448,8 +598,8 @@ def test_store_is_not_held_up_by_a_process_that_is_stopped(cache: Cache, monkeyp
     monkeypatch.setattr("cvfs.cache.ledger._DEADLINE_S", 0.1)
     store(cache, 1)
     code = (
-        "import fcntl, sys; from cvfs.cache.locks import try_range\n"
-        "file = open(sys.argv[1], 'r+b'); print(try_range(file.fileno(), fcntl.F_WRLCK, 0), flush=True); input()"
+        "import sys; from cvfs.flock import try_byte\n"
+        "file = open(sys.argv[1], 'r+b'); print(try_byte(file.fileno(), 0), flush=True); input()"
     )
     line = [sys.executable, "-c", code, str(cache.directory.path / "usage")]
     with subprocess.Popen(line, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
@@ -461,6 +611,53 @@ def test_store_is_not_held_up_by_a_process_that_is_stopped(cache: Cache, monkeyp
     store(cache, 2)
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_where_the_disk_fails_the_sums_are_unknown(cache: Cache, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is raised is a CacheError: all others end the client."""
+    store(cache, 1)
+
+    def fail(*args: object, **options: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    for name in ("open", "stat", "listdir"):
+        monkeypatch.setattr(os, name, fail)
+    assert not cache.quota.ledger.read().is_known
+    with pytest.raises(CacheError):
+        cache.quota.ledger.change(lambda sums: sums)
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "pread", fail)
+    assert not cache.quota.ledger.read().is_known
+    with pytest.raises(CacheError):
+        store(cache, 2)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_where_there_are_no_locks_nobody_is_waited_for(
+    cache: Cache, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    store(cache, *range(10))
+    assert cache.quota.recount() is not None
+    assert known(cache) == used(cache) == 10 * SIZE
+
+
+def test_chunk_is_stored_while_its_file_is_looked_at_by_an_evicting_process(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, recipe = content(1), digest(b"recipe")
+    ref = BlobRef(digest(data), SIZE, SIZE)
+    first, second = (Location(at, SIZE, ref, 0, digest(data)) for at in (0, SIZE))
+    cache.large.store(recipe, 2 * SIZE, first, data)
+    fd = os.open(cache.large.path(recipe), os.O_RDONLY)
+    assert Leases(cache.directory.path).is_unused(fd)
+    monkeypatch.setattr("cvfs.cache.large.time.sleep", lambda _: os.close(fd))
+    cache.large.store(recipe, 2 * SIZE, second, data)
+    assert cache.large.load(recipe, first) == cache.large.load(recipe, second) == data
+
+
 def test_sums_never_fall_below_nothing() -> None:
     assert Sums(5, 5).minus(10, 1) == Sums(0, 4)
 
@@ -470,8 +667,18 @@ def test_wipe_takes_all_and_gc_takes_what_it_must(cache: Cache) -> None:
     cache.store_blob(digest(b"page"), b"page")
     freed = cache.quota.evict_to(20 * SIZE)
     assert 20 * SIZE < freed <= 24 * SIZE
-    assert digest(b"page") in cache.blobs
+    assert cache.blobs.stored_bytes(digest(b"page"))
     assert known(cache) == used(cache) <= 20 * SIZE
-    with open(next(list_all(cache.directory.path, "objects")).path, "rb"):
-        cache.quota.wipe()
+    cache.quota.wipe()
     assert known(cache) == used(cache) == 0
+
+
+def test_what_is_open_when_all_is_wiped_still_counts(cache: Cache) -> None:
+    """As it takes space until it is closed."""
+    store(cache, *range(10))
+    with open(cache.objects.path(digest(content(3))), "rb"):
+        assert cache.quota.wipe() == 9 * SIZE
+        assert used(cache) == 0
+        assert known(cache) == SIZE
+    cache.quota.recount()
+    assert known(cache) == 0

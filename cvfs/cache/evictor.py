@@ -1,0 +1,92 @@
+"""Makes room: has files evicted, and takes them off the ledger."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+
+from cvfs.cache.directory import CacheDirectory
+from cvfs.cache.leases import Leases
+from cvfs.cache.ledger import Ledger, Sums
+from cvfs.cache.pins import Pins
+from cvfs.model import Digest
+
+_REST = 50
+"""After a search that found nothing, this times its duration none is made for what is to be stored: where all is
+pinned, open or needed, so much smaller than all work is the part that looks for room in vain."""
+
+
+class Evictor:
+    """Of one cache directory. From any thread. `needed()` are pages that must not be evicted.
+
+    All methods but `note_dropped` raise CacheError: the disk fails.
+    """
+
+    def __init__(
+        self, directory: CacheDirectory, ledger: Ledger, pins: Pins, needed: Callable[[], Collection[Digest]]
+    ) -> None:
+        self._path, self._ledger, self._pins, self._needed = directory.path, ledger, pins, needed
+        self._leases = Leases(directory.path)
+        self._resting_until = {False: 0.0, True: 0.0}
+        self._dropped: deque[tuple[int, int, bool]] = deque()
+        self.evicted_bytes = 0
+        """Since the start, by this process."""
+
+    def evict(self, size: int, *, of_metadata: bool = False) -> int:
+        """Evict `size` bytes of data, or of pages, or what there is; the bytes freed."""
+        if size <= 0:
+            return 0
+        from cvfs.cache.eviction import evict
+        from cvfs.cache.shards import DATA, METADATA
+
+        keep = self._needed_of_shard() if of_metadata else self._pins.of_shard
+        kinds = METADATA if of_metadata else DATA
+        return self._take_off(evict(self._path, kinds, size, keep, self._leases), of_metadata=of_metadata)
+
+    def evict_to_store(self, size: int, *, of_metadata: bool = False) -> int:
+        """As `evict`, for whoever is about to store; 0 soon after nothing was found."""
+        start = time.monotonic()
+        if size <= 0 or start < self._resting_until[of_metadata]:
+            return 0
+        freed = self.evict(size, of_metadata=of_metadata)
+        if not freed:
+            end = time.monotonic()
+            self._resting_until[of_metadata] = end + _REST * (end - start)
+        return freed
+
+    def wipe(self) -> int:
+        """Remove all that is stored, also what is pinned, needed or open; the bytes freed. What is open still takes
+        space: it stays in the sums until the next recount."""
+        from cvfs.cache.eviction import remove_all
+        from cvfs.cache.shards import DATA, METADATA
+
+        data = self._take_off(remove_all(self._path, DATA, self._leases), of_metadata=False)
+        return data + self._take_off(remove_all(self._path, METADATA, self._leases), of_metadata=True)
+
+    def note_dropped(self, size: int, *, of_metadata: bool) -> None:
+        """A damaged file was removed, by a reader who has no time: it is taken off the sums by `forget_dropped`."""
+        self._dropped.append((self._ledger.read().counts, size, of_metadata))
+
+    def forget_dropped(self) -> None:
+        while self._dropped:
+            counts, size, of_metadata = self._dropped.popleft()
+            self._ledger.change(partial(_without, counts, size, of_metadata))
+
+    def _take_off(self, steps: Iterable[int], *, of_metadata: bool) -> int:
+        """Take each step off the sums, unless they were counted anew since the one before. The bytes freed."""
+        total, counts = 0, self._ledger.read().counts
+        for freed in steps:
+            counts = self._ledger.change(partial(_without, counts, freed, of_metadata)).counts
+            total += freed
+        self.evicted_bytes += total
+        return total
+
+    def _needed_of_shard(self) -> Callable[[int], Collection[bytes]]:
+        needed = self._needed()
+        return lambda number: self._pins.of_shard(number).union(needed)
+
+
+def _without(counts: int, size: int, of_metadata: bool, sums: Sums) -> Sums:
+    if sums.counts != counts:
+        return sums
+    return sums.minus(0, size) if of_metadata else sums.minus(size, 0)
