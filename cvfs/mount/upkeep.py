@@ -21,11 +21,12 @@ async def keep_within_limits(quota: Quota) -> None:
     wait_s = 0.0 if not quota.ledger.read().is_known else _FIRST_S
     while True:
         await trio.sleep(wait_s)
+        wait_s = _AGAIN_S
         try:
-            await trio.to_thread.run_sync(quota.maintain, abandon_on_cancel=True)
+            if not await trio.to_thread.run_sync(quota.maintain, abandon_on_cancel=True):
+                wait_s = _FIRST_S
         except CacheError as error:
             log.warning("%s", error)
-        wait_s = _AGAIN_S
 
 
 async def keep_pages_young(fetcher: Fetcher) -> None:
