@@ -27,10 +27,13 @@ def documents(store: Store, head: Head) -> set[BlobRef]:
 
 
 def _blobs(targets: bytes) -> set[BlobRef]:
-    """Targets without a blob are nothing of ours."""
-    named: Any = json.loads(targets)["signed"]["targets"]
+    """Targets without a blob are nothing of ours; a broken file names none, since no reader takes it."""
+    try:
+        named: Any = list(json.loads(targets)["signed"]["targets"].values())
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return set()
     found = set[BlobRef]()
-    for target in named.values():
+    for target in named:
         try:
             found.add(msgspec.convert(target["custom"]["blob"], RefDocument).blob_ref())
         except (KeyError, TypeError, msgspec.ValidationError, FormatError):

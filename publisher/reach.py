@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from cvfs.errors import FormatError
+from cvfs.errors import FormatError, StoreError
 from cvfs.format.pages import Inner, LocationPage, Page, decode_page
 from cvfs.model import BlobRef, Manifest
 from publisher.history import read_blob
@@ -37,6 +37,23 @@ class Reach:
             else:
                 self._packs.update(_packs(page))
                 pending += [(below, 0) for below in _location_pages(page)]
+
+
+def check_complete(store: Store, manifest: Manifest) -> None:
+    """Raise StoreError unless all that a revision consists of is there: garbage collection may have taken it."""
+    reach = Reach(store)
+    add_complete(reach, manifest)
+    missing = sum(not store.has_blob(blob) for blob in reach.blobs)
+    if missing:
+        raise StoreError(f"revision {manifest.revision} is not complete any more: {missing} of its blobs have gone")
+
+
+def add_complete(reach: Reach, manifest: Manifest) -> None:
+    """As `reach.add`; the error tells which revision it is that lacks a page."""
+    try:
+        reach.add(manifest)
+    except StoreError as error:
+        raise StoreError(f"revision {manifest.revision} is not complete any more: {error}") from error
 
 
 def _packs(page: Page) -> Iterator[BlobRef]:

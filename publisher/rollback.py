@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from cvfs.errors import StoreError
 from cvfs.format.manifest import check_message
 from cvfs.format.tree import Root
 from cvfs.model import Manifest
 from publisher.head import advance, next_manifest, online_signers, read_own_head
 from publisher.history import find_revision, read_manifest
 from publisher.keys import Keys
-from publisher.reach import Reach
+from publisher.reach import check_complete
 from publisher.remember import Memory
 from publisher.store import Store
 
@@ -30,20 +29,8 @@ def rollback(store: Store, keys: Keys, state: Path, number: int, message: str, n
     old = read_manifest(store, found.manifest)
     if (old.root, old.level) == (head.manifest.root, head.manifest.level):
         return None
-    _check_complete(store, old)
+    check_complete(store, old)
     root = Root(old.root, old.level, old.summary)
     manifest = next_manifest(head, root, now_s, message or f"Back to revision {number}")
     memory.keep(advance(store, head, manifest, signers, now_s))
     return manifest
-
-
-def _check_complete(store: Store, manifest: Manifest) -> None:
-    """Raise StoreError unless all that a revision consists of is there: garbage collection may have taken it."""
-    try:
-        reach = Reach(store)
-        reach.add(manifest)
-    except StoreError as error:
-        raise StoreError(f"revision {manifest.revision} is not complete any more: {error}") from error
-    missing = sum(not store.has_blob(blob) for blob in reach.blobs)
-    if missing:
-        raise StoreError(f"revision {manifest.revision} is not complete any more: {missing} of its blobs have gone")

@@ -9,8 +9,9 @@ from cvfs.trust import names
 from cvfs.trust.targets import find_target
 from publisher import sign
 from publisher.head import Head, online_signers, read_own_head, swap
-from publisher.history import find_revision, read_blob
+from publisher.history import find_revision, read_blob, read_manifest
 from publisher.keys import Keys
+from publisher.reach import check_complete
 from publisher.store import Store
 
 
@@ -29,7 +30,7 @@ def set_tag(store: Store, keys: Keys, name: str, number: int | None, now_s: int,
     """Let `name` mean revision `number`, or the newest. The caller holds the lock.
 
     Raises ConfigError: `name` means another one already, and is not to `move`; FormatError: not a name for a tag, or
-    too many; StoreError: no such revision.
+    too many; StoreError: no such revision, or not all of it is there any more.
     """
     check_tag_name(name)
     head = read_own_head(store, keys)
@@ -39,6 +40,8 @@ def set_tag(store: Store, keys: Keys, name: str, number: int | None, now_s: int,
     before = tags.get(name)
     if before is not None and before != found and not move:
         raise ConfigError(f"the tag {name!r} means revision {before.revision}: use --move to give it to another")
+    if found.revision != newest.revision:
+        check_complete(store, read_manifest(store, found.manifest))
     if before != found:
         _put(store, head, keys, {**tags, name: found}, now_s)
     return found

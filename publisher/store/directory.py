@@ -58,6 +58,15 @@ class DirectoryStore:
         except OSError as error:
             raise self._error("cannot read", error) from error
 
+    def stored_s(self, blob_id: Digest) -> float | None:
+        """When a blob was put here, in seconds since 1970; None if it is not here."""
+        try:
+            return os.stat(f"{self._root}/{blob_path(blob_id)}").st_mtime
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._error("cannot read", error) from error
+
     def list_blobs(self) -> Iterator[StoredBlob]:
         """All blobs, in no order. What has not the name of one is passed over."""
         try:

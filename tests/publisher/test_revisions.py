@@ -9,13 +9,14 @@ import pytest
 
 from cvfs.errors import ConfigError, StoreError, TrustError
 from cvfs.format.blob import blob_path
+from cvfs.format.tree import Tree
 from cvfs.model import BlobRef, Digest, Manifest
 from publisher.collect import Collected, Policy, collect
 from publisher.difference import differences
 from publisher.history import find_revision, read_manifest, revisions
 from publisher.reach import Reach
 from publisher.rollback import rollback
-from publisher.store import open_store
+from publisher.store import DirectoryStore, open_store
 from publisher.tags import set_tag
 from tests.publisher.stores import NOW_S, Store, error_line, run
 from tests.trees import snapshot
@@ -171,11 +172,84 @@ def test_gc_keeps_tags_and_what_was_new_a_moment_ago(store: Store) -> None:
     set_tag(open_store(str(store.path)), store.keys, "v1", 1, NOW_S)
     set_tag(open_store(str(store.path)), store.keys, "v1", 2, NOW_S, move=True)
     assert _collect(store, 1, is_dry_run=True).kept == [4, 2]
+    _age(store, NOW_S)
     assert _collect(store, 1, grace_s=DAY_S, now_s=NOW_S + DAY_S - 1, is_dry_run=True).kept == [4, 3, 2, 1, 0]
     assert _collect(store, 1, grace_s=DAY_S, now_s=NOW_S + DAY_S, is_dry_run=True).kept == [4, 2]
     _collect(store, 1)
     assert _is_complete(store, 2)
     assert run("diff", store.path, "v1").returncode == 0, "tags can be read still"
+
+
+def _age(store: Store, stored_s: int) -> None:
+    for path in store.blobs():
+        os.utime(store.path / path, (stored_s, stored_s))
+
+
+def test_gc_keeps_all_of_a_revision_whose_root_page_is_young(store: Store) -> None:
+    _age(store, NOW - 50)
+    root = store.path / blob_path(_revision(store, 2).root.id)
+    os.utime(root, (NOW - 5, NOW - 5))
+    assert _collect(store, 1, grace_s=10).kept == [4, 2]
+    assert _is_complete(store, 2)
+
+
+@pytest.mark.parametrize("first", [{"newest": 1}, {"newest": 1, "grace_s": 1}])
+def test_gc_can_be_told_to_keep_more_than_before(store: Store, tree: Path, first: dict[str, int]) -> None:
+    _age(store, NOW_S)
+    assert _collect(store, **first).kept == [4]
+    again = _collect(store, 3, grace_s=NOW)
+    assert (again.kept, again.removed_blobs) == ([4], 0)
+    (tree / "file").write_bytes(_noise(5))
+    store.publish(tree)
+    assert _collect(store, 3).kept == [5, 4]
+    assert store.snapshot() == snapshot(tree, count_links=True)
+
+
+@pytest.mark.parametrize("removed", [0, 2, 5])
+def test_gc_that_dies_is_done_again(store: Store, monkeypatch: pytest.MonkeyPatch, removed: int) -> None:
+    def remove_blob(opened: DirectoryStore, blob_id: Digest) -> None:
+        if len(gone) == removed:
+            raise KeyboardInterrupt
+        gone.append(blob_id)
+        original(opened, blob_id)
+
+    gone, roots, original = (
+        list[Digest](),
+        {_revision(store, each).root.id for each in range(4)},
+        DirectoryStore.remove_blob,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectoryStore, "remove_blob", remove_blob)
+        with pytest.raises(KeyboardInterrupt):
+            _collect(store, 1)
+    assert set(gone[:4]) <= roots, "root pages go first"
+    kept = _collect(store, 5).kept
+    assert len(kept) == 5 - min(removed, 4)
+    assert all(_is_complete(store, each) for each in kept)
+
+
+def test_gc_tells_which_revision_lacks_a_page(store: Store) -> None:
+    set_tag(open_store(str(store.path)), store.keys, "v2", 2, NOW_S)
+    (store.path / blob_path(_revision(store, 2).root.id)).unlink()
+    before = store.blobs()
+    with pytest.raises(StoreError, match="revision 2 is not complete any more"):
+        _collect(store, 1)
+    assert store.blobs() == before
+
+
+def test_gc_survives_a_broken_file_of_old_targets(store: Store) -> None:
+    for number, broken in enumerate((b"", b"[]", b'{"signed": 1}', b'{"signed": {"targets": []}}'), 1):
+        (store.path / f"metadata/{number}.targets.json").write_bytes(broken)
+    assert _collect(store, 1).kept == [4]
+    assert _is_complete(store, 4)
+
+
+def test_what_was_collected_gets_no_tag(store: Store) -> None:
+    _collect(store, 1)
+    with pytest.raises(StoreError, match="revision 2 is not complete any more"):
+        set_tag(open_store(str(store.path)), store.keys, "v2", 2, NOW_S)
+    set_tag(open_store(str(store.path)), store.keys, "v4", 4, NOW_S)
+    assert _collect(store, 1).kept == [4]
 
 
 def test_gc_leaves_young_blobs_and_what_is_none(store: Store) -> None:
@@ -191,8 +265,15 @@ def test_gc_leaves_young_blobs_and_what_is_none(store: Store) -> None:
     assert other.exists()
 
 
-def test_gc_removes_nothing_if_a_page_cannot_be_read(store: Store) -> None:
-    (store.path / blob_path(_revision(store, 3).root.id)).unlink()
+def test_gc_removes_nothing_if_a_page_cannot_be_read(store: Store, tree: Path) -> None:
+    for number in range(1500):
+        (tree / f"{number:04}").touch()
+    store.publish(tree)
+    (tree / "file").write_bytes(_noise(5))
+    store.publish(tree)
+    pages = list(Tree(_revision(store, 5).root, 1, store.load).pages())
+    assert len(pages) > 2
+    (store.path / blob_path(pages[1].id)).unlink()
     before = store.blobs()
     with pytest.raises(StoreError):
         _collect(store, 2)
