@@ -57,12 +57,15 @@ class CacheDirectory:
         except FileExistsError:
             raise ConfigError(f"the cache {self.path} is not a directory: name another with --cache") from None
         except OSError as error:
-            if not self.path.is_dir():
+            if not os.path.isdir(self.path):
                 why = f"cannot make the cache {self.path}: {error.strerror}"
                 raise ConfigError(f"{why}: name another with --cache") from None
 
     def _check_owner(self) -> None:
-        status = os.stat(self.path)
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise ConfigError(f"cannot use the cache {self.path}: {error.strerror}") from None
         if status.st_uid != os.geteuid():
             raise ConfigError(f"the cache {self.path} belongs to uid {status.st_uid}: name another with --cache")
         if stat.S_IMODE(status.st_mode) & 0o022:

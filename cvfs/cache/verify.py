@@ -5,6 +5,7 @@ Objects and pages are named by their hashes. A large file is held against the li
 the cache; one that no page speaks of is left alone.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +17,11 @@ from typing import TypeVar
 import zstandard
 
 from cvfs.cache.cache import Cache
+from cvfs.cache.directory import as_cache_error
 from cvfs.cache.files import remove
 from cvfs.cache.large import recipe_of
 from cvfs.cache.shards import CachedFile, list_all
-from cvfs.errors import FormatError, IntegrityError
+from cvfs.errors import CacheError, FormatError, IntegrityError
 from cvfs.format.blob import digest, unseal
 from cvfs.format.locations import resolve
 from cvfs.format.pages import Leaf, LocationPage, Page, decode_page
@@ -32,6 +34,9 @@ THREADS = 8
 """Reading small files waits for the disk; hashing and reading let go of the interpreter."""
 
 _MAX_AHEAD = 256
+_GONE = (FileNotFoundError, BlockingIOError)
+"""What opening a file is answered with that was evicted, or is being looked at for that."""
+
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -80,9 +85,11 @@ class Verifier:
     def _check_file(self, file: CachedFile) -> None:
         try:
             data = _read(file)
-        except FileNotFoundError:
+        except _GONE:
             return
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise _unreadable(file, error) from error
             data = b""  # a bad sector
         is_right = len(data) == file.size_bytes and digest(data) == file.name
         if not is_right:
@@ -119,17 +126,24 @@ class Verifier:
 
     def _check_chunk(self, file: CachedFile, location: Location) -> None:
         try:
-            fd = os.open(file.path, _FLAGS | os.O_RDWR)
-        except OSError:
+            is_damaged = _is_damaged(file, location) and self._blank(file, location)
+        except _GONE:
             return
-        try:
-            data = _pread(fd, location)
-            is_damaged = digest(data) != location.chunk_id and bool(data.strip(b"\0"))
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        self._done(0, location.length, blanked=is_damaged)
+
+    def _blank(self, file: CachedFile, location: Location) -> bool:
+        """Overwrite a chunk that is damaged, unless it was just being written; whether it was damaged."""
+        with self._cache.quota.ledger.nobody_storing():
+            is_damaged = _is_damaged(file, location)
             if is_damaged:
-                os.pwrite(fd, bytes(location.length), location.object_offset)
-        finally:
-            os.close(fd)
-        self._done(0, len(data), blanked=is_damaged)
+                fd = os.open(file.path, _FLAGS | os.O_WRONLY)
+                try:
+                    os.pwrite(fd, bytes(location.length), location.object_offset)
+                finally:
+                    os.close(fd)
+        return is_damaged
 
     def _done(self, files: int, size_bytes: int = 0, *, removed: bool = False, blanked: bool = False) -> None:
         with self._lock:
@@ -170,11 +184,23 @@ def _read(file: CachedFile) -> bytes:
         os.close(fd)
 
 
-def _pread(fd: int, location: Location) -> bytes:
+def _is_damaged(file: CachedFile, location: Location) -> bool:
+    """Whether there is something else where a chunk belongs. A bad sector is: writing may mend it."""
+    fd = os.open(file.path, _FLAGS | os.O_RDONLY)
     try:
-        return os.pread(fd, location.length, location.object_offset)
-    except OSError:
-        return b"?"  # a bad sector, which writing may mend
+        data = os.pread(fd, location.length, location.object_offset)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return True
+    finally:
+        os.close(fd)
+    return digest(data) != location.chunk_id and bool(data.strip(b"\0"))
+
+
+def _unreadable(file: CachedFile, error: OSError) -> CacheError:
+    """That a file could not be looked at says nothing of it."""
+    return as_cache_error(f"cannot read {os.fsdecode(file.path)}", error)
 
 
 def _decode(stored: bytes) -> Page:

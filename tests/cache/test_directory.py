@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -59,6 +60,21 @@ def test_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "cache", tmp_path / "cache/below"):
         with pytest.raises(ConfigError):
             Cache(path)
+
+
+@pytest.mark.parametrize("call", ["mkdir", "stat"])
+def test_directory_that_cannot_be_looked_at_is_refused(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As below a directory that may not be searched."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, call, refuse)
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(ConfigError, match="Permission denied"):
+        CacheDirectory(tmp_path / "cache")
 
 
 @needs_root
