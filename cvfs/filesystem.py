@@ -226,16 +226,25 @@ class FileSystem:
 
     def _run_nowait(self, inode: int, path: bytes, run: int) -> Found | None:
         """Run number `run` of a listing, its entries in one page. Which names the runs begin behind is remembered."""
-        number, after = run, self._runs.get((inode, run))
-        while number and after is None:
-            number -= 1
-            after = self._runs.get((inode, number))
-        found = self.repository.listing_nowait(path, after or b"")
+        number, after = self._nearest_start(inode, run)
+        found = self.repository.listing_nowait(path, after)
         while found is not None and number < run:
             number, after = number + 1, found.group.names[-1]
             self._runs.put((inode, number), after, 1)
             found = self.repository.listing_nowait(path, after)
         return found
+
+    def _nearest_start(self, inode: int, run: int) -> tuple[int, bytes]:
+        """The last run, not after `run`, of which it is remembered which name it begins behind, and that name.
+
+        Cookies come from users, by lseek(2): from one that nobody was given, no more steps are taken back than there
+        are runs to remember. The listing itself ends the way forward.
+        """
+        for number in range(run, max(run - _RUNS, 0), -1):
+            after = self._runs.get((inode, number))
+            if after is not None:
+                return number, after
+        return 0, b""
 
     def _items(self, found: Found, run: int, place: int, limit: int) -> list[Item]:
         group, inodes = found.group, self.repository.inodes_of(found)

@@ -214,6 +214,19 @@ def test_cookie_of_a_run_beyond_a_thousand_in_a_fresh_client(world: World, monke
     world.run(work)
 
 
+@pytest.mark.timeout(20)
+def test_cookies_that_nobody_was_given_are_answered_at_once(world: World) -> None:
+    """lseek(2) on a directory takes any number."""
+    world.publish(many(100))
+
+    async def work(client: Client) -> None:
+        fs, inode = client.fs, (await client.lookup(b"many")).inode
+        for cookie in (0x7FFFFFFF00000000, (1 << 63) - 1, 1 << 32, 5000):
+            assert await fs.bring(lambda cookie=cookie: fs.listing_nowait(inode, cookie)) == []
+
+    world.run(work)
+
+
 def test_hundred_thousand_names(world: World) -> None:
     world.small = SmallStore(world.store.path, NAME).publish({b"%06d" % i: "x" for i in range(100_000)})
 
