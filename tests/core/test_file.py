@@ -2,17 +2,22 @@
 
 import os
 import random
+import stat
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvfs.fetcher import Budget
 from cvfs.file import _overlapping
 from cvfs.filesystem import FileSystem
-from cvfs.model import BlobRef, Digest, Location
+from cvfs.format.blob import digest
+from cvfs.format.tree import build
+from cvfs.model import NO_CONTENT, BlobRef, Content, Digest, Location, Manifest, Record
 from tests.core.world import Client, World, no_server
+from tests.small_store import SmallStore, make_entry
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -113,6 +118,44 @@ def test_open_files_hold_no_pages(world: World) -> None:
         assert client.fetcher._pages.memory.weight <= 1200
 
     world.run(work, budget=Budget(entries=1200))
+
+
+def test_chunks_without_end_let_others_have_their_turn(world: World) -> None:
+    """Chunks of one byte are legal. A read of very many that are all cached is many waits, and few parts."""
+    size = 4000
+    store = SmallStore(world.store.path)
+    data = random.Random(1).randbytes(size)
+    pack = store.put(data)
+    locations = [Location(at, 1, pack, at, digest(data[at : at + 1])) for at in range(size)]
+    record = Record(b"", make_entry(b"f", stat.S_IFREG | 0o644, data=data), Content(tuple(locations)))
+    top = Record(b"", make_entry(b"", stat.S_IFDIR | 0o755), NO_CONTENT)
+    root = build([top, record], store.put)
+    world.small = Manifest("crumbs.example.org", 1, 0, root.page, root.level, root.summary, None)
+
+    async def work(client: Client) -> None:
+        assert await client.read(b"f") == data
+        file = client.fs.file_nowait((await client.lookup(b"f")).inode)
+        turns = 0
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_turns)
+            parts = await file.read_parts(0, size)
+            nursery.cancel_scope.cancel()
+        assert turns > 20
+        assert b"".join(parts) == data
+        assert len(parts) < 1000
+        with trio.CancelScope() as deadline:
+            deadline.cancel()
+            await file.read_parts(0, size)
+        assert deadline.cancelled_caught
+
+    world.run(work)
 
 
 @settings(max_examples=200)
