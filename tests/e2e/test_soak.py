@@ -38,8 +38,8 @@ FILES = SMALL | BIG | LARGE
 
 PART_BYTES = 128 << 10
 
-MOST = Held(descriptors=120, threads=60, anonymous_kib=200 << 10)
-"""What a worker of three repositories may have in the end: their packs and pages in memory, a thread for each server."""
+MOST = Held(descriptors=100, threads=40, anonymous_kib=160 << 10)
+"""What a worker of three repositories may have in the end: their packs and pages in memory, threads for servers."""
 
 
 def content(name: str, file: str) -> bytes:
