@@ -39,6 +39,7 @@ from cvfs.transport import (
     check_url,
     load_credentials,
     origin_of,
+    recent,
 )
 from cvfs.transport.attempt import Attempt
 from cvfs.transport.connect import Connector, in_turns
@@ -233,7 +234,36 @@ def test_families_take_turns() -> None:
 def test_host_without_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
     with pytest.raises(OSError, match="assign"):
-        Connector().connect("host", 1, (), time.monotonic() + 1, lambda opened: None)
+        Connector(5).connect("host", 1, (), time.monotonic() + 1, lambda opened: None)
+
+
+def test_a_connection_does_not_keep_the_deadline_of_its_first_request(
+    server: FaultyServer, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept alive for later requests, which have more time."""
+    opened, watch = [], Attempt.watch
+
+    def look(attempt: Attempt, watched: socket.socket, connection: Any = None) -> None:
+        opened.append(watched)
+        watch(attempt, watched, connection)
+
+    monkeypatch.setattr(Attempt, "watch", look)
+    get(transport, f"{server.url}/blob", deadline_s=1.0)
+    assert opened[-1].getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
+
+
+def test_hosts_without_end_are_not_all_remembered(
+    server: FaultyServer, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror may redirect each request to a name that nobody has heard of."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", server.port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(recent, "MOST", 3)
+    for number in range(6):
+        get(transport, f"http://host{number}.example/blob")
+    http: Any = transport._http
+    for remembered in (http._environment, http._connector._known, http._connector._families):
+        assert len(remembered) == 3
 
 
 def test_resolver_that_has_gone_leaves_what_it_said_before(

@@ -7,7 +7,6 @@ woken: it ends at the resolver's own timeout, and keeps its place in the limiter
 """
 
 import errno
-import math
 import os
 import socket
 import threading
@@ -69,8 +68,6 @@ class Attempt:
         started = time.monotonic()
         timeout_s = min(timeout_s, self.time_left_s())
         opened = connector.connect(host, port, options or (), started + timeout_s, self._watch_connecting)
-        # What was sent and not even acknowledged for so long went nowhere: a slow server is another matter.
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(timeout_s * 1000))
         opened.settimeout(min(timeout_s, self.time_left_s()))
         self.reached = True
         return opened

@@ -5,6 +5,7 @@ turn, and the first that answers is taken. What a resolver said last is used aga
 """
 
 import errno
+import math
 import os
 import select
 import socket
@@ -12,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, zip_longest
 from typing import Any
+
+from cvfs.transport.recent import Recent
 
 STAGGER_S = 0.25
 """After which the next address is tried as well: what RFC 8305 recommends."""
@@ -24,11 +27,17 @@ Watch = Callable[[socket.socket], None]
 
 
 class Connector:
-    """Makes connections, for many threads. Remembers for each host which family answered, and the last addresses."""
+    """Makes connections, for many threads. Remembers for each host which family answered, and the last addresses.
 
-    def __init__(self) -> None:
-        self._families: dict[tuple[str, int], socket.AddressFamily] = {}
-        self._known: dict[tuple[str, int], list[Address]] = {}
+    What is sent on one of them and not even acknowledged within `unheard_s` went nowhere, and ends it: a slow server is
+    another matter. It holds for the life of a connection, which is kept alive for later requests, so it has nothing to
+    do with the time that the first one has left.
+    """
+
+    def __init__(self, unheard_s: float) -> None:
+        self._unheard_ms = math.ceil(unheard_s * 1000)
+        self._families: Recent[tuple[str, int], socket.AddressFamily] = Recent()
+        self._known: Recent[tuple[str, int], list[Address]] = Recent()
 
     def connect(
         self, host: str, port: int, options: Iterable[tuple[Any, ...]], deadline: float, watch: Watch
@@ -44,7 +53,8 @@ class Connector:
             connected = race.run(deadline)
         finally:
             race.close()
-        self._families[host, port] = connected.family
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._unheard_ms)
+        self._families.put((host, port), connected.family)
         return connected
 
     def _resolve(self, host: str, port: int) -> list[Address]:
@@ -56,7 +66,7 @@ class Connector:
                 raise
             return known
         addresses: list[Address] = [(family, kind, protocol, address) for family, kind, protocol, _, address in found]
-        self._known[host, port] = addresses
+        self._known.put((host, port), addresses)
         return addresses
 
 

@@ -20,6 +20,7 @@ from cvfs.transport.connect import Connector
 from cvfs.transport.connections import Adapter, check_ca_file, current
 from cvfs.transport.credentials import Credentials
 from cvfs.transport.failures import FOREIGN_ERRORS, is_timeout, translate
+from cvfs.transport.recent import Recent
 from cvfs.transport.url import DIRECT, ENVIRONMENT, find_redirect
 
 MAX_REDIRECTS = 5
@@ -45,8 +46,8 @@ class Http:
         self._credentials = credentials
         self._connect_timeout_s, self._read_timeout_s = connect_timeout_s, read_timeout_s
         self._adapter = Adapter(ca_file, credentials)
-        self._connector = Connector()
-        self._environment: dict[str, dict[str, str]] = {}
+        self._connector = Connector(connect_timeout_s)
+        self._environment: Recent[str, dict[str, str]] = Recent()
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -114,9 +115,11 @@ class Http:
         if proxy != ENVIRONMENT:
             return {"http": proxy, "https": proxy}
         origin = "/".join(url.split("/", 3)[:3])
-        if origin not in self._environment:
-            self._environment[origin] = _find_environment_proxies(url)
-        return self._environment[origin]
+        found = self._environment.get(origin)
+        if found is None:
+            found = _find_environment_proxies(url)
+            self._environment.put(origin, found)
+        return found
 
     def _name_proxy(self, url: str, proxy: str) -> str | None:
         """The proxy by which `url` is asked for, None if there is none."""
