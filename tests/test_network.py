@@ -1,5 +1,6 @@
 """cvfs.mirrors.network: what is measured and found again beside the fetches, against servers on loopback."""
 
+import gc
 import heapq
 import random
 import time
@@ -307,6 +308,18 @@ def test_repositories_share_what_is_known_of_a_server(fleet: list[FaultyServer])
         with pytest.raises(UnreachableError, match="not asked"):
             await other.fetch_blob(REF, 20)
         assert not any(path.startswith("/other") for path in fleet[0].requests)
+
+    run(action, [fleet[0].url])
+
+
+def test_servers_that_nobody_asks_any_more_are_forgotten(fleet: list[FaultyServer]) -> None:
+    """Where any name may be a repository, users can name ever new servers."""
+
+    async def action(net: Net) -> None:
+        for number in range(5):
+            Mirrors(net.network, [f"http://host{number}.example"])
+        gc.collect()
+        assert len(net.network._healths) == 1
 
     run(action, [fleet[0].url])
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 import trio
 
@@ -99,9 +99,9 @@ class Network:
         self.proxies = tuple(self._make_proxies(proxies or [[ENVIRONMENT]]))
         self.listeners: list[Callable[[], None]] = []
         """Called when something that had failed answers again."""
-        self._healths: dict[tuple[str, Proxy], Health] = {}
+        # Both hold what a repository holds: names of repositories may lead to ever new servers.
+        self._healths: WeakValueDictionary[tuple[str, Proxy], Health] = WeakValueDictionary()
         self._known: WeakSet[Routes] = WeakSet()
-        self._etags: dict[str, str | None] = {}
         self._measure_at = math.inf
         self._disturbed = trio.Event()
 
@@ -177,11 +177,11 @@ class Network:
                 url,
                 max_bytes=names.MAX_TIMESTAMP_BYTES,
                 deadline_s=PROBE_DEADLINE_S,
-                etag=self._etags.get(url),
+                etag=way.site.etag,
                 fresh=fresh,
                 proxy=way.proxy.address,
             )
-            self._etags[url], latency_s = response.etag, response.latency_s
+            way.site.etag, latency_s = response.etag, response.latency_s
         except (TransportError, IntegrityError) as failure:
             error = failure
         self._record_probe(way, error, was_failing)

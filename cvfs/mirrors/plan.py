@@ -28,6 +28,8 @@ class Site:
     url: str
     rank: int
     shunned_until: float = 0.0
+    etag: str | None = None
+    """Of the answer to the last probe."""
 
 
 @dataclass(slots=True, eq=False)
