@@ -1,9 +1,11 @@
 """cvfs.heads: which revision is current, with mirrors that are away, behind, or not what they were."""
 
 import logging
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from subprocess import PIPE
 from typing import TypeVar
 
 import pytest
@@ -165,6 +167,22 @@ def test_damaged_memory_is_none(server: FaultyServer, state: Path) -> None:
 def test_state_that_cannot_be_written_is_no_obstacle(server: FaultyServer, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert current(server, tmp_path / "file" / "state").manifest.revision == 1
+
+
+def test_a_process_that_hangs_while_it_remembers_holds_up_no_other(
+    server: FaultyServer, state: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cvfs.trust.state._LOCK_DEADLINE_S", 0.2)
+    state.mkdir(mode=0o700)
+    with subprocess.Popen(["flock", state, "sh", "-c", "echo held; read end"], stdin=PIPE, stdout=PIPE) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"held\n"
+        assert current(server, state).manifest.revision == 1
+        holder.communicate(b"end\n")
+    assert "cannot remember what is trusted" in caplog.text
+    assert not (state / FILE).exists()
+    current(server, state)
+    assert (state / FILE).exists()
 
 
 def test_each_address_has_a_state_of_its_own() -> None:

@@ -1,6 +1,5 @@
 """What is trusted of a repository, as it is kept between one start and the next: one file, replaced as a whole."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from cvfs import flock
 from cvfs.errors import ConfigError, FormatError
 from cvfs.trust.values import Bundle, Chain
 
@@ -18,6 +18,7 @@ FILE = "trusted.json"
 _FORMAT = 1
 _MAX_BYTES = 16 << 20
 _REMEDY = "name another directory with --state-dir"
+_LOCK_DEADLINE_S = flock.DEADLINE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def load(directory: Path) -> Trusted | None:
 def store(directory: Path, trusted: Trusted) -> None:
     """Keep `trusted`, unless another process has kept something newer meanwhile. Durable, whole or not at all.
 
-    Raises OSError.
+    Raises OSError, TimeoutError among them: another process, which may be frozen or hang in its disk, is just doing it.
     """
     for path in (directory.parent, directory):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -128,10 +129,10 @@ def _replace(directory: Path, data: bytes) -> None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """One process at a time; ends with the process."""
+    """One process at a time, and never longer than it lives."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        flock.wait_lock(descriptor, _LOCK_DEADLINE_S)
         yield
     finally:
         os.close(descriptor)
