@@ -38,27 +38,18 @@ def follow(known: Bundle, fetch: Fetch, now_s: float) -> Chain:
     What else is in `known` has verified before: nothing older is accepted, and what has not changed is not fetched.
     Nothing outside is changed. Blocks in `fetch`; uses a directory for the while.
 
-    Raises TrustError if it does not verify, ExpiredError if all that is wrong is its age, and what `fetch` raises.
+    Raises TrustError if it does not verify, ExpiredError if all that is wrong is its age, ConfigError if that directory
+    cannot be made or is full, which says nothing of what was fetched, and what `fetch` raises.
     """
-    with tempfile.TemporaryDirectory(prefix="cvfs-trust-") as scratch:
-        try:
-            return _follow(known, fetch, now_s, Path(scratch))
-        except ExpiredMetadataError as error:
-            raise ExpiredError(_one_line(error)) from error
-        except (RepositoryError, DownloadError, ValueError, RecursionError) as error:
-            raise TrustError(_one_line(error)) from error
-
-
-def read_root(data: bytes) -> tuple[str, int]:
-    """The repository's name and the version that a root states. Raises TrustError unless it is signed by itself."""
     try:
-        metadata: Metadata[Root] = Metadata.from_bytes(data)
-        if not isinstance(metadata.signed, Root):
-            raise TrustError("not a root.json: it is another kind of metadata")
-        metadata.verify_delegate(Root.type, metadata)
-    except (RepositoryError, ValueError) as error:
-        raise TrustError(f"not a root.json: {_one_line(error)}") from error
-    return _name_in(metadata.signed), metadata.signed.version
+        with tempfile.TemporaryDirectory(prefix="cvfs-trust-") as scratch:
+            return _follow(known, fetch, now_s, Path(scratch))
+    except ExpiredMetadataError as error:
+        raise ExpiredError(_one_line(error)) from error
+    except (RepositoryError, DownloadError, ValueError, RecursionError) as error:
+        raise TrustError(_one_line(error)) from error
+    except OSError as error:
+        raise ConfigError(f"cannot verify signatures without a temporary directory: {_one_line(error)}") from error
 
 
 def _follow(known: Bundle, fetch: Fetch, now_s: float, scratch: Path) -> Chain:

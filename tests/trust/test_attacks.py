@@ -54,6 +54,18 @@ def attack(world: World, tmp_path: Path, match: str, spoil: Callable[[Files], ob
     recovers(world, honest)
 
 
+def test_no_temporary_directory(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full /tmp is no attack; what is known serves meanwhile."""
+    world.publisher.publish()
+    honest = dict(world.files)
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+        withstands(world, "cannot verify signatures without a temporary directory: .*No such file", tmp_path)
+        with pytest.raises(ConfigError):
+            world.refresh(state=tmp_path / "new")
+    recovers(world, honest)
+
+
 @pytest.mark.parametrize("role", SIGNED)
 @pytest.mark.parametrize("data", [b"", b"{}", b"\0" * 1000, b"<html>hello</html>", b'{"signed": [], "signatures": 7}'])
 def test_arbitrary_content(world: World, tmp_path: Path, role: str, data: bytes) -> None:
