@@ -1,5 +1,7 @@
 """Revisions by number, tag and date: found in few requests, known without a server, and never by any way but hashes."""
 
+import errno
+import os
 import re
 import shutil
 from pathlib import Path
@@ -116,6 +118,20 @@ def test_a_place_that_cannot_be_written_is_no_obstacle(world: World) -> None:
     world.publisher.publish()
     (world.state / "kept").write_bytes(b"a file")
     assert world.find(Which(number=1)).revision == 1
+
+
+def test_what_is_kept_where_nothing_can_be_written_is_used(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount of an old revision starts without a server, also from a state directory that is read-only."""
+    world.publisher.publish(count=5)
+    found = world.find(Which(number=2))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    world.simulator.serve(World.URL, world.files, dead)
+    assert world.find(Which(number=2), 0.1) == found
+    assert not world.simulator.requests
 
 
 def test_a_tag_is_moved_only_when_that_is_said(world: World) -> None:
