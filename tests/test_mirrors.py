@@ -456,6 +456,7 @@ def run(urls: list[str], action: Callable[[Mirrors], Awaitable[T]]) -> T:
 
 def test_blob_and_head(fleet: list[FaultyServer]) -> None:
     async def fetch(mirrors: Mirrors) -> None:
+        mirrors._questions = 0  # now and then another mirror is asked first
         assert await mirrors.fetch_blob(LARGE_REF, 5) == LARGE_STORED
         assert await mirrors.fetch_blob(SMALL_REF, 5) == SMALL_STORED
 
