@@ -42,12 +42,18 @@ def run_template(connection: socket.socket, work: Callable[[socket.socket], None
 
 
 def _fork(connection: socket.socket, number: int, work: Callable[[socket.socket], None]) -> None:
-    pid = os.fork()
-    if pid == 0:
-        connection.close()
-        _be_worker(number, work)
+    """The supervisor is told either way: it decides when to try again."""
+    try:
+        pid = os.fork()
+    except OSError as error:  # no more processes, or no memory for one
+        log.error("cannot fork a worker: %s", error.strerror)  # noqa: TRY400
+        pid = 0
+    else:
+        if pid == 0:
+            connection.close()
+            _be_worker(number, work)
     os.close(number)
-    link.send(connection, {"type": "forked", "pid": pid})
+    link.send(connection, {"type": "forked", "pid": pid} if pid else {"type": "unforked"})
 
 
 def _be_worker(number: int, work: Callable[[socket.socket], None]) -> NoReturn:

@@ -43,12 +43,18 @@ class Held:
         return self.descriptors.get(FUSE + "0")
 
     @property
-    def needs_unmount(self) -> bool:
-        return bool(self.descriptors) and not self.state.get("unmounted")
+    def mounted(self) -> str:
+        """The number of the device that is mounted, to be taken away by whoever ends last; "" if there is none."""
+        return "" if self.state.get("unmounted") else self.state.get("device") or ""
+
+    @property
+    def can_resend(self) -> bool:
+        """Whether the kernel can be had to queue again what was read and not answered."""
+        return self._may_resend and bool(self.state.get("resend"))
 
     def resend(self) -> bool:
-        """Have the kernel queue again what was read and not answered. False: this kernel cannot."""
-        if self.device is None or not (self._may_resend and self.state.get("resend")):
+        """Have it do so. False: it cannot, or nothing is mounted."""
+        if self.device is None or not self.can_resend:
             return False
         try:
             os.write(self.device, encode_resend())
@@ -78,6 +84,13 @@ class Held:
 
     def remove_files(self) -> None:
         """What was to be there as long as the mount."""
-        for path in self.state.get("unlink", []):
-            with contextlib.suppress(FileNotFoundError):
+        remove_files(self.state.get("unlink", {}))
+
+
+def remove_files(unlink: dict[str, int | None]) -> None:
+    """Remove the files of a mount, by path. Where there is an inode number, only if it is still that one: a mount that
+    was made since on the same directory has put its own in the place of ours."""
+    for path, inode in unlink.items():
+        with contextlib.suppress(FileNotFoundError):
+            if inode is None or os.stat(path).st_ino == inode:
                 os.unlink(path)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 FOREVER_S = 365 * 24 * 3600
 """For how long the kernel may keep names and attributes: until it is told otherwise, when the revision changes."""
 
+REQUEST_DEADLINE_S = 90.0
+"""After which every request of the kernel has its answer, if only ETIMEDOUT."""
+
 
 def escaped(value: str) -> str:
     """As libfuse and fusermount3 want it among options that are separated by commas."""
@@ -29,4 +32,4 @@ class MountOptions:
     executable: bool = True
     invalidation: str = "auto"
     is_fleeting: bool = False
-    request_deadline_s: float = 90.0
+    request_deadline_s: float = REQUEST_DEADLINE_S

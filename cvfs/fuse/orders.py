@@ -4,13 +4,13 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import trio
 
 from cvfs.errors import MountError
 from cvfs.fuse import link
+from cvfs.fuse.held import remove_files
 from cvfs.fuse.link import FUSE, Message
 
 _LAST_BREATH_S: Final = 1.0
@@ -60,8 +60,11 @@ class Orders:
 
     def unlink(self) -> None:
         """Remove what is to go with the mount, where the supervisor cannot do it any more."""
-        for path in self.state.get("unlink", []):
-            Path(path).unlink(missing_ok=True)
+        remove_files(self.state.get("unlink", {}))
+
+    def learn(self, news: Message) -> None:
+        """What the supervisor knows of the mount, when this worker begins to serve and whenever it changes."""
+        self.generation, self.restarts, self.problem = news["generation"], news["restarts"], news["problem"]
 
     async def receive(self) -> Message | None:
         """The next order; None if the supervisor does not want to hear of this worker any more, or is gone."""

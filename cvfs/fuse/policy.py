@@ -1,6 +1,7 @@
 """What a supervisor decides by, without a process, a descriptor or a clock: `now` is passed in, in seconds."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 PATIENCE_S: Final = 20.0
@@ -11,6 +12,24 @@ BACKOFF_S: Final = (0.1, 30.0)
 """How long is waited after the first useless worker, and at most: each time twice as long."""
 FAILURES: Final = 3
 """Useless workers one after the other before callers get EIO."""
+VICTIMS: Final = 20
+"""Workers that were killed, one after the other, before any of them could answer anything: as many are bad luck. The
+next is taken for the victim of what it is asked, as where one request needs more memory than there is. A guess: it is
+two seconds of such deaths, and more than a test or a user kills by hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What a worker did before it was lost: for how long it served, whether it has answered anything, and whether it
+    was killed by another (SIGKILL) rather than ended by itself."""
+
+    served_s: float = 0.0
+    has_answered: bool = False
+    was_killed: bool = False
+
+
+USELESS: Final = Life()
+"""Of one that never came to be, or that had to be given up because it did not do what it was there for."""
 
 
 class Recovery:
@@ -22,7 +41,7 @@ class Recovery:
     def __init__(self, now: float) -> None:
         self.retry_at = 0.0
         self.is_hopeless = False
-        self._failures = 0
+        self._failures = self._victims = 0
         self._down_since: float | None = now
 
     def record_served(self) -> None:
@@ -35,9 +54,9 @@ class Recovery:
         if self._down_since is None:
             self._down_since = now
 
-    def record_loss(self, now: float, *, was_useful: bool, is_down: bool) -> None:
-        """A worker has ended that nobody had told to. Who was useful is replaced at once, as often as it takes."""
-        if was_useful:
+    def record_loss(self, now: float, life: Life, *, is_down: bool) -> None:
+        """A worker was lost that nobody had told to end. Who was useful is replaced at once, as often as it takes."""
+        if self._was_useful(life):
             self._failures, self.retry_at = 0, now
             return
         first_s, longest_s = BACKOFF_S
@@ -45,6 +64,13 @@ class Recovery:
         self._failures += 1
         if is_down and self._failures >= FAILURES:
             self.is_hopeless = True
+
+    def _was_useful(self, life: Life) -> bool:
+        is_victim = life.was_killed and not life.has_answered and life.served_s < SHORT_LIFE_S
+        self._victims = self._victims + 1 if is_victim else 0
+        if is_victim:
+            return self._victims <= VICTIMS
+        return life.was_killed or life.served_s >= SHORT_LIFE_S
 
     @property
     def hopeless_at(self) -> float | None:

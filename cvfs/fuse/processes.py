@@ -1,5 +1,6 @@
 """The processes of a supervised mount, as the supervisor knows them: templates, and the workers forked from them."""
 
+import errno
 import logging
 import os
 import select
@@ -7,11 +8,17 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from cvfs.fuse import link
 from cvfs.fuse.link import Message
+from cvfs.fuse.policy import Life
 
 log = logging.getLogger(__name__)
+
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""Each of them is a wish to have the mount taken away: in the foreground a terminal sends them to all processes of it,
+SIGHUP when its window is closed."""
 
 
 class Template:
@@ -23,18 +30,27 @@ class Template:
 
     @classmethod
     def spawn(cls, command: Sequence[str], environment: dict[str, str]) -> "Template":
-        """Start one with the code that is installed now; `command` gets the number of its socket appended."""
+        """Start one with the code that is installed now; `command` gets the number of its socket appended.
+
+        Raises OSError: there is no such interpreter any more, or no room for one more process.
+        """
         ours, theirs = link.pair()
         with theirs:
             os.set_inheritable(theirs.fileno(), True)
-            return cls(os.posix_spawn(command[0], [*command, str(theirs.fileno())], environment), ours)
+            try:
+                return cls(os.posix_spawn(command[0], [*command, str(theirs.fileno())], environment), ours)
+            except OSError:
+                ours.close()
+                raise
 
     def fork(self) -> socket.socket:
-        """A new worker; the connection to it."""
+        """A new worker; the connection to it. Raises OSError: there can be none."""
         ours, theirs = link.pair()
         with theirs:
-            link.send(self.socket, {"type": "fork"}, {"link": theirs.fileno()})
-        return ours
+            if link.send(self.socket, {"type": "fork"}, {"link": theirs.fileno()}):
+                return ours
+        ours.close()
+        raise BrokenPipeError(errno.EPIPE, "the process that workers are forked from does not listen")
 
     def retire(self) -> None:
         """It ends when it notices."""
@@ -43,9 +59,12 @@ class Template:
 
 
 class Worker:
-    """One worker process. `phase`: starting, serving, or ending; `slot` is which of the channels it serves.
+    """One worker process; `slot` is which of the channels it serves.
 
-    `silent_since`: since when a question has been unanswered. `doomed`: it is being killed for what it did not do.
+    `phase`: "starting"; "ready" to take over, when those it waits for are; "serving"; "ending", when it answers only
+    what it has begun; "doomed", when it is being killed and counts no more, however long a disk keeps it from its end.
+    `owes`: it may have read requests of the present mount, and not answered them. `has_answered`: some, at least.
+    `silent_since`: since when a question has been unanswered.
     """
 
     def __init__(self, slot: int, template: Template, connection: socket.socket) -> None:
@@ -54,7 +73,7 @@ class Worker:
         self.enter("starting")
         self.silent_since: float | None = None
         self.asked = -1
-        self.idle = self.closed = self.doomed = False
+        self.idle = self.closed = self.owes = self.has_answered = False
 
     def enter(self, phase: str) -> None:
         self.phase, self.since = phase, time.monotonic()
@@ -69,13 +88,24 @@ class Worker:
         self.idle = message["under_way"] == 0 and message["asked"] == self.asked
         self.asked = message["asked"]
 
+    def life(self, now: float, *, was_killed: bool) -> Life:
+        """What it has done until now."""
+        served_s = now - self.since if self.phase == "serving" else 0.0
+        return Life(served_s, has_answered=self.has_answered, was_killed=was_killed)
+
+    def begin(self) -> None:
+        """It serves."""
+        self.enter("serving")
+        self.owes = True
+
     def finish(self) -> None:
         """Have it answer what it has begun, and end."""
         self.enter("ending")
         link.send(self.socket, {"type": "finish"})
 
     def kill(self) -> None:
-        self.doomed = self.phase != "ending"
+        """Also if it is not there yet: then with its template."""
+        self.enter("doomed")
         try:
             os.kill(self.pid or self.template.pid, signal.SIGKILL)
         except ProcessLookupError:

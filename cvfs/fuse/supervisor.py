@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,8 +22,8 @@ from cvfs.fuse import link
 from cvfs.fuse.crew import END_S, Crew
 from cvfs.fuse.held import Held
 from cvfs.fuse.link import Message
-from cvfs.fuse.policy import SHORT_LIFE_S, Recovery, Vigil
-from cvfs.fuse.processes import Template, Worker, describe, is_killed
+from cvfs.fuse.policy import USELESS, Life, Recovery, Vigil
+from cvfs.fuse.processes import STOP_SIGNALS, Template, Worker, describe, is_killed
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +34,15 @@ class Surroundings:
 
     `new_template` starts one, with the code that is installed now. `started(message)` is called when the mount can be
     used, with what the first worker says of it; `failed(error)` if it will never be. `alive()` is called now and then
-    while all workers answer. `unmount` takes the mount away where no worker can.
+    while the mount is served and all who do that answer. `unmount(device)` takes the mount of that device away where
+    no worker can.
     """
 
     new_template: Callable[[], Template]
     started: Callable[[Message], None]
     failed: Callable[[str], None]
     alive: Callable[[], None]
-    unmount: Callable[[], None]
+    unmount: Callable[[str], None]
 
 
 class Supervisor:
@@ -51,8 +52,9 @@ class Supervisor:
         self._around, self._held, self._vigil = surroundings, held, vigil
         self._crew = Crew(surroundings.new_template, template, count, held)
         self._recovery = Recovery(time.monotonic())
-        self._is_started = self._ending = False
+        self._is_started = self._ending = self._wants_reload = False
         self._generation = self._restarts = 0
+        self._problem = ""
         self._end_at = 0.0
         self._status: int | None = None
 
@@ -60,15 +62,15 @@ class Supervisor:
         """Serve until the mount is gone; the exit status."""
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (*STOP_SIGNALS, signal.SIGCHLD):
             signal.signal(number, lambda number, frame: None)
-        self._crew.start(0)
+        self._start([0])
         self._reap()  # a template may have died before anybody listened
         while self._status is None:
             self._wait(reader)
             self._tend(time.monotonic())
-        if self._held.needs_unmount:
-            self._around.unmount()
+        if self._held.mounted:
+            self._around.unmount(self._held.mounted)
         self._crew.close()
         self._held.let_mount_go()
         self._held.remove_files()
@@ -100,7 +102,7 @@ class Supervisor:
         if self._missing():
             due.append(self._recovery.retry_at)
         if self._is_started:
-            silent_since = [worker.silent_since for worker in self._crew.workers]
+            silent_since = [worker.silent_since for worker in self._crew.serving]
             due += filter(None, (self._recovery.hopeless_at, self._vigil.due_at(silent_since)))
         if self._end_at:
             due.append(self._end_at)
@@ -113,8 +115,9 @@ class Supervisor:
         return self._crew.missing(self._crew.count if self._is_started and self._held.device is not None else 1)
 
     def _take_signals(self, numbers: bytes) -> None:
-        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
-            log.info("%s: unmounting", signal.Signals(max({*numbers} & {signal.SIGTERM, signal.SIGINT})).name)
+        wishes = [number for number in STOP_SIGNALS if number in numbers]
+        if wishes:
+            log.info("%s: unmounting", wishes[0].name)
             self._end_soon()
         if signal.SIGCHLD in numbers:
             self._reap()
@@ -149,14 +152,17 @@ class Supervisor:
             template.gone = True
             return
         workers = [worker for worker in self._crew.workers if worker.template is template]
-        if message["type"] == "forked":
-            next(worker for worker in workers if not worker.pid).pid = message["pid"]
-            return
-        for worker in workers:
-            if worker.pid == message["pid"]:
+        if message["type"] == "ended":
+            for worker in [one for one in workers if one.pid == message["pid"]]:
                 while worker.has_more_to_say:  # what it said before it ended counts
                     self._take_message(worker)
                 self._lose(worker, message["status"])
+            return
+        begun = next(worker for worker in workers if not worker.pid)  # in the order in which they were asked for
+        if message["type"] == "forked":
+            begun.pid = message["pid"]
+        else:
+            self._lose(begun, None)
 
     def _take_request(self) -> None:
         """Something is asked of the mount that nobody can answer, or that nobody watched for."""
@@ -180,10 +186,18 @@ class Supervisor:
         self._held.state |= message["state"]
 
     def _ready(self, worker: Worker, message: Message) -> None:
-        self._crew.take_over(worker)
+        was_reloading = self._crew.is_reloading
+        begun = self._crew.admit(worker)
+        if not begun:
+            return
+        self._generation += was_reloading
         self._recovery.record_served()
         self._watch()
-        link.send(worker.socket, {"type": "go", "generation": self._generation, "restarts": self._restarts})
+        for one in begun:
+            link.send(one.socket, self._news("go"))
+
+    def _answered(self, worker: Worker, message: Message) -> None:
+        worker.has_answered = True
 
     def _first_start(self, worker: Worker, message: Message) -> None:
         if not self._is_started:
@@ -200,7 +214,7 @@ class Supervisor:
 
     def _pong(self, worker: Worker, message: Message) -> None:
         worker.take_pong(message)
-        if all(other.idle for other in self._crew.workers):
+        if all(other.idle for other in self._crew.serving):
             self._vigil.rest()
 
     def _relay(self, worker: Worker, message: Message) -> None:
@@ -211,10 +225,24 @@ class Supervisor:
         self._status = 0
 
     def _reload(self, worker: Worker, message: Message) -> None:
-        """Start a worker with a new template beside each that serves; those end when the new ones are ready."""
-        if self._crew.start_anew():
-            log.info("reloading")
-            self._generation += 1
+        """Start workers with a new template beside those that serve, as soon as nobody else is being started."""
+        self._wants_reload, self._problem = True, ""
+        if self._crew.coming:
+            log.info("the reload waits for workers that are being started")
+
+    def _news(self, kind: str) -> Message:
+        """What workers say in the status of the mount, and do not know themselves."""
+        return {"type": kind, "generation": self._generation, "restarts": self._restarts, "problem": self._problem}
+
+    def _tell_news(self) -> None:
+        for worker in self._crew.serving:
+            link.send(worker.socket, self._news("news"))
+
+    def _fail_reload(self, problem: str) -> None:
+        """All goes on as it was."""
+        log.error("cannot reload: %s", problem)
+        self._problem = problem
+        self._tell_news()
 
     # Losses
 
@@ -222,39 +250,53 @@ class Supervisor:
         """A worker has ended. `status` is that of wait(2); None: nobody knows."""
         if worker not in self._crew.workers:
             return
+        phase = worker.phase
+        # Nobody knows how those ended whose template is gone; without a pid they never began, for the template failed.
+        was_killed = bool(worker.pid) if status is None else is_killed(status)
+        life = worker.life(time.monotonic(), was_killed=was_killed)
         self._crew.remove(worker, may_live=status is None)
         if self._status is not None or self._ending:
             return
         if not self._is_started:
             self._fail("the process that should serve the mount died; see the log")
             return
-        self._save_requests(worker, status)
-        if worker.phase != "ending":
-            self._restarts += 1
-            log.warning("worker %d died (%s) while %s", worker.pid, describe(status), worker.phase)
-            self._crew.go_back(worker, f"the new worker did not start ({describe(status)}); see the log")
-            self._judge(worker, status)
+        if worker.owes and not (phase == "ending" and status == 0):
+            self._save_requests(worker)
+        if phase not in ("ending", "doomed"):
+            self._record_loss(worker, phase, describe(status), life)
         if self._crew.is_down:
             self._recovery.record_down(time.monotonic())
 
-    def _save_requests(self, worker: Worker, status: int | None) -> None:
+    def _save_requests(self, worker: Worker) -> None:
         """What a worker had read and not answered: another answers it, or its callers get an error."""
-        if self._held.device is None or self._held.resend():
-            return
-        if worker.phase == "serving" or (worker.phase == "ending" and (status is None or is_killed(status))):
+        if self._held.device is not None and not self._held.resend():
             log.warning("this kernel cannot repeat what worker %d was asked: mounting anew", worker.pid)
             self._crew.dismiss()
             self._held.let_mount_go()
 
-    def _judge(self, worker: Worker, status: int | None) -> None:
-        """Decide when the next is started."""
-        now = time.monotonic()
-        lived_s = now - worker.since if worker.phase == "serving" else 0.0
-        # Nobody knows how those ended whose template is gone; without a pid they never began, for the template failed.
-        killed = bool(worker.pid) if status is None else is_killed(status)
-        was_hopeless = self._recovery.is_hopeless
-        was_useful = not worker.doomed and (killed or lived_s >= SHORT_LIFE_S)
-        self._recovery.record_loss(now, was_useful=was_useful, is_down=self._crew.is_down)
+    def _give_up(self, worker: Worker) -> None:
+        """Kill a worker that does not do what it is there for. It is as good as lost, whenever it may come to its end:
+        one that hangs in its disk outlives SIGKILL."""
+        phase = worker.phase
+        worker.kill()
+        if phase != "ending" and self._is_started:
+            self._record_loss(worker, phase, "it was given up", USELESS)
+        if self._crew.is_down:
+            self._recovery.record_down(time.monotonic())
+
+    def _record_loss(self, worker: Worker, phase: str, how: str, life: Life) -> None:
+        """A worker was lost that nobody had told to end: decide when the next is started."""
+        self._restarts += 1
+        log.warning("worker %d died (%s) while %s", worker.pid, how, phase)
+        if self._crew.is_reloading and phase != "serving":
+            self._crew.call_off()
+            self._fail_reload(f"the new worker did not start ({how}); see the log")
+        self._back_off(life)
+        self._tell_news()
+
+    def _back_off(self, life: Life) -> None:
+        now, was_hopeless = time.monotonic(), self._recovery.is_hopeless
+        self._recovery.record_loss(now, life, is_down=self._crew.is_down)
         if self._recovery.is_hopeless and not was_hopeless:
             _tell_hopeless()
 
@@ -269,26 +311,48 @@ class Supervisor:
 
     def _tend(self, now: float) -> None:
         """Do what is due."""
-        self._crew.kill_late(now)
+        for worker in self._crew.late(now):
+            log.warning("worker %d takes too long over %s", worker.pid, worker.phase)
+            self._give_up(worker)
         if now >= self._recovery.retry_at:
-            for slot in self._missing():
-                self._crew.start(slot)
+            self._start(self._missing())
         if self._is_started:
+            if self._wants_reload and not self._crew.coming and not self._ending:
+                self._start_anew()
             if self._crew.is_down and self._recovery.look(now):
                 _tell_hopeless()
             self._look_after(now)
         if self._end_at and now >= self._end_at:
             self._status = 0
 
+    def _start(self, slots: Sequence[int]) -> None:
+        """Have workers for these slots, or try again later."""
+        try:
+            for slot in slots:
+                self._crew.start(slot)
+        except OSError as error:
+            log.error("cannot start a worker: %s", error)  # noqa: TRY400
+            if self._is_started:
+                self._back_off(USELESS)
+            else:
+                self._fail(f"cannot start the process that should serve the mount: {error}")
+
+    def _start_anew(self) -> None:
+        self._wants_reload = False
+        log.info("reloading")
+        try:
+            self._crew.start_anew()
+        except OSError as error:
+            self._fail_reload(f"no new worker can be started: {error}")
+
     def _look_after(self, now: float) -> None:
         """Ask the workers whether they are alive, replace those that are not, and tell of those that are."""
-        serving = self._crew.serving
-        for worker in serving:
-            if self._vigil.is_hung(worker.silent_since, now) and not worker.doomed:
+        for worker in self._crew.serving:
+            if self._vigil.is_hung(worker.silent_since, now):
                 log.error("worker %d does not answer", worker.pid)
-                worker.kill()
-        ticks = self._vigil.take_tick(now)
-        if ticks and len(serving) == self._crew.count and all(worker.silent_since is None for worker in serving):
+                self._give_up(worker)
+        serving, ticks = self._crew.serving, self._vigil.take_tick(now)
+        if ticks and serving and all(worker.silent_since is None for worker in serving):
             self._around.alive()
         if self._vigil.take_ping(now) or ticks:
             for worker in serving:
@@ -318,6 +382,7 @@ _HANDLERS: Final[dict[str, Callable[[Supervisor, Worker, Message], None]]] = {
     "hold": Supervisor._hold,
     "remember": Supervisor._remember,
     "ready": Supervisor._ready,
+    "answered": Supervisor._answered,
     "started": Supervisor._first_start,
     "failed": Supervisor._failure,
     "pong": Supervisor._pong,

@@ -18,12 +18,14 @@ from cvfs.fuse.mountinfo import find_mount
 from cvfs.fuse.mounting import kernel_options, raise_read_ahead, take_away, wishes_of
 from cvfs.fuse.options import MountOptions
 from cvfs.fuse.orders import Orders
+from cvfs.fuse.policy import SHORT_LIFE_S
 from cvfs.fuse.protocol.negotiation import Session
 
 MANY_NAMES: Final = 50_000
 """Changed names beyond which the kernel is to forget all: to name so many takes a tenth of a second and more."""
 
 _EXACT_S: Final = 2.0
+_LOOK_S: Final = 0.02
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +104,7 @@ class Worker:
     async def _wait_for_go(self) -> bool:
         while (order := await self._orders.receive()) is not None:
             if order["type"] == "go":
-                self._orders.generation, self._orders.restarts = order["generation"], order["restarts"]
+                self._orders.learn(order)
                 return True
             # Also one that is starting has to follow a switch.
             handler = self._orders.handlers.get(order["type"])
@@ -113,10 +115,21 @@ class Worker:
     async def _serve(self, channel: Channel) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey, channel, nursery)
+            nursery.start_soon(self._tell_of_answers, channel)
             if await channel.serve():
+                # Not only who unmounts ends a connection: who aborts it leaves a mount that answers ENOTCONN.
+                await self._unmount()
                 self._orders.remember(unmounted=True)
                 self._orders.say("unmounted")
             nursery.cancel_scope.cancel()
+
+    async def _tell_of_answers(self, channel: Channel) -> None:
+        """Have the supervisor know that this worker is of use, before its life is long enough to show it."""
+        for _ in range(round(SHORT_LIFE_S / _LOOK_S)):
+            await trio.sleep(_LOOK_S)
+            if sum(channel.statistics.by_opcode.values()) > channel.under_way:
+                self._orders.say("answered")
+                return
 
     async def _obey(self, channel: Channel, nursery: trio.Nursery) -> None:
         """Do what the supervisor says; if it is gone, take the mount away and serve those who still use it."""
@@ -131,8 +144,8 @@ class Worker:
                 nursery.start_soon(self._unmount)
             elif kind == "interrupt":
                 channel.interrupt(order["unique"])
-            elif kind == "note":
-                self._orders.problem = order["problem"]
+            elif kind == "news":
+                self._orders.learn(order)
             elif kind in self._orders.handlers:
                 self._orders.handlers[kind](order)
         if not await self._orders.is_orphaned():
@@ -147,5 +160,5 @@ class Worker:
         await trio.to_thread.run_sync(take_away, self._directory, self._orders.state.get("device"))
 
     def _pass_interrupt_on(self, unique: int) -> None:
-        if self._orders.count > 1:
-            self._orders.say("relay", message={"type": "interrupt", "unique": unique})
+        """Also where one worker is enough: after a reload there may be a second, which ends what it has begun."""
+        self._orders.say("relay", message={"type": "interrupt", "unique": unique})

@@ -2,10 +2,10 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import stat
 import struct
@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from cvfs.errors import ConfigError, MountError
+from cvfs.flock import try_lock
 
 ANSWER_BYTES = 1 << 20
 ASK_DEADLINE_S = 3.0
 _UCRED = struct.Struct("3i")
+_OWNED = re.compile(r"[0-9a-f]{16}\.([0-9]+)(\.|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,11 @@ class Runtime:
         try:
             for path in self.sockets():
                 if not _is_alive(path):
-                    _drop(path)
+                    path.unlink(missing_ok=True)
+            for path in self.directory.iterdir():
+                owner = _owner_of(path)
+                if owner is not None and not _is_there(owner):
+                    path.unlink(missing_ok=True)
         finally:
             os.close(lock)
 
@@ -62,20 +68,32 @@ class Runtime:
         """The socket of the mount on `mount_point`, which is a canonical path."""
         return self.directory / f"{hashlib.sha256(os.fsencode(mount_point)).hexdigest()[:16]}.sock"
 
-    def shown_of(self, mount_point: Path) -> Path:
-        """Where the workers of the mount on `mount_point` keep what it shows."""
-        return self.socket_of(mount_point).with_suffix(".shown")
+    def identity_of(self, mount_point: Path) -> tuple[Path, int]:
+        """The socket of a mount, and its inode number: another mount may put another socket in its place.
+
+        For who has just made it, and keeps others from making one.
+        """
+        path = self.socket_of(mount_point)
+        try:
+            return path, path.stat().st_ino
+        except OSError as error:
+            raise MountError(f"the control socket {path} is gone: {error.strerror}") from None
+
+    def shown_of(self, mount_point: Path, supervisor: int) -> Path:
+        """Where the workers of a mount keep what it shows. Of the mount, not of its mount point: one that was unmounted
+        lazily goes on while it is in use, also when there is another in its place."""
+        return self.socket_of(mount_point).with_suffix(f".{supervisor}.shown")
 
     def drop(self, mount_point: Path) -> None:
-        """Remove all that the mount on `mount_point`, which is gone, has left."""
-        _drop(self.socket_of(mount_point))
+        """Remove all that the mount on `mount_point`, whose process is gone, has left."""
+        with contextlib.suppress(FileNotFoundError):
+            self.socket_of(mount_point).unlink()
+            self._drop_dead()
 
     def try_lock(self) -> int | None:
         """A descriptor that keeps other mounts of this user waiting until it is closed; None if one is under way."""
         descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(descriptor):
             os.close(descriptor)
             return None
         return descriptor
@@ -122,10 +140,19 @@ def server_pid(path: Path) -> int | None:
     return int(pid) or None
 
 
-def _drop(path: Path) -> None:
-    """A socket, and the files of the same name."""
-    for left in path.parent.glob(f"{path.stem}.*"):
-        left.unlink(missing_ok=True)
+def _owner_of(path: Path) -> int | None:
+    """The process that a file is for, if it is one of those that have one in their name."""
+    found = _OWNED.match(path.name)
+    return int(found[1]) if found else None
+
+
+def _is_there(pid: int) -> bool:
+    """Whether there is such a process. One in another PID namespace is not seen: it can do without what it has here."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return True
 
 
 def _is_alive(path: Path) -> bool:

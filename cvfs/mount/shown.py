@@ -4,7 +4,6 @@ A file in the runtime directory, which no other user can enter, replaced as a wh
 It goes with the mount.
 """
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from cvfs.flock import wait_lock
 from cvfs.format.manifest import decode_manifest, encode_manifest
 from cvfs.model import Manifest
 
@@ -84,13 +84,12 @@ class Shown:
             yield self._revisions
             return
         try:
-            descriptor = os.open(self._lock_path(self._path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = _lock(self._lock_path(self._path))
         except OSError as error:  # the directory goes at logout, or is full: what this worker knows has to do
             _warn(self._path, error)
             yield self._read()
             return
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             revisions = dict(self._read())
             yield revisions
             self._write(self._path, revisions)
@@ -123,6 +122,17 @@ class Shown:
     @staticmethod
     def _lock_path(path: Path) -> Path:
         return path.with_suffix(".lock")
+
+
+def _lock(path: Path) -> int:
+    """The descriptor to close afterwards. Raises OSError: there is no such directory, or another worker is frozen."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        wait_lock(descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _warn(path: Path, error: OSError) -> None:

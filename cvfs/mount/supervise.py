@@ -32,7 +32,7 @@ def serve(text: str, caller: Caller, template: Template) -> int:
     """
     request = json.loads(text)
     setup_logging(request["settings"]["log_format"])
-    unmount = [*_python(), "-m", "cvfs", "umount", "--lazy", request["directory"]]
+    unmount = [*_python(), "-m", "cvfs.fuse.mounting", request["directory"]]
 
     def started(message: Message) -> None:
         caller.report(message["warnings"])
@@ -51,7 +51,7 @@ def serve(text: str, caller: Caller, template: Template) -> int:
             started=started,
             failed=failed,
             alive=lambda: notify("WATCHDOG=1"),
-            unmount=lambda: _run(unmount),
+            unmount=lambda device: _run([*unmount, device]),
         ),
         _begin(template, text, caller.log),
         request["settings"]["workers"],
@@ -84,4 +84,7 @@ def _environment() -> dict[str, str]:
 
 
 def _run(command: list[str]) -> None:
-    os.waitpid(os.posix_spawn(command[0], command, _environment()), 0)
+    try:
+        os.waitpid(os.posix_spawn(command[0], command, _environment()), 0)
+    except OSError as error:
+        log.error("cannot run %s: %s", command[0], error.strerror)  # noqa: TRY400

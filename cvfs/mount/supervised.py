@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -85,7 +86,7 @@ class _Assembly:
             os.close(open_device())
             take_away(request.directory, orders.state.get("device"))  # a mount that the kernel could not save
             prepare_mount_point(request.directory, nonempty=request.nonempty)
-        shown = Shown(self._runtime.shown_of(request.directory) if LISTENER in orders.descriptors else None)
+        shown = Shown(Path(orders.state["shown"]) if "shown" in orders.state else None)
         async with open_ground(request.settings) as ground:
             mounted = mounted_by(request, ground, shown)
             await mounted.start()
@@ -102,9 +103,11 @@ class _Assembly:
         if LISTENER in self._orders.descriptors:
             return
         listener = self._runtime.listen(directory)
-        shown.attach(self._runtime.shown_of(directory))
-        unlink = [str(path) for path in (self._runtime.socket_of(directory), *shown.files())]
-        self._orders.hold({LISTENER: listener.detach()}, unlink=unlink)
+        path, inode = self._runtime.identity_of(directory)
+        shown_in = self._runtime.shown_of(directory, self._orders.supervisor)
+        shown.attach(shown_in)
+        unlink = {str(path): inode} | {str(file): None for file in shown.files()}
+        self._orders.hold({LISTENER: listener.detach()}, shown=str(shown_in), unlink=unlink)
 
     async def _serve(self, mounted: Mounted, ground: Ground, shown: Shown, until_started: contextlib.ExitStack) -> None:
         orders, request = self._orders, self._request

@@ -11,12 +11,13 @@ import sys
 from typing import NoReturn
 
 from cvfs.fuse import link
+from cvfs.fuse.processes import STOP_SIGNALS
 from cvfs.mount.daemon import settle
 
 
 def run(connection: socket.socket) -> None:
     """Import, then fork workers until the supervisor at the other end of `connection` is gone."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # the supervisor gets them too, and it decides
+    for ignored in STOP_SIGNALS:  # the supervisor gets them too, and it decides
         signal.signal(ignored, signal.SIG_IGN)
     gc.disable()  # imports make no garbage: looking for it costs them a tenth of their time
     # First what compiles large regular expressions: from inside of many imports, CPython 3.11 grows and shrinks its

@@ -13,6 +13,7 @@ import trio
 
 from cvfs.errors import CvfsError, MountError
 from cvfs.filesystem import View
+from cvfs.fuse.held import remove_files
 from cvfs.fuse.kernel import open_device
 from cvfs.fuse.options import MountOptions
 from cvfs.model import Manifest
@@ -155,10 +156,11 @@ async def lock(runtime: Runtime) -> int:
 def _control_socket(runtime: Runtime, directory: Path) -> Iterator[trio.socket.SocketType]:
     """A listening socket for as long as the mount is served."""
     listener = runtime.listen(directory)
+    path, inode = runtime.identity_of(directory)
     try:
         yield trio.socket.from_stdlib_socket(listener)
     finally:
-        runtime.socket_of(directory).unlink(missing_ok=True)
+        remove_files({str(path): inode})
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()

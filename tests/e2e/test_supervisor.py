@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -16,11 +17,9 @@ import pytest
 from blake3 import blake3
 
 from tests import kernel_caches
-from tests.e2e.host import ROOT, Host, Server, Store, kill, run, wait_until
+from tests.e2e.host import PYTHON, Host, Server, Store, kill, mounts_below, processes_of, run, wait_until
+from tests.e2e.supervised import LARGE, SMALL, break_start, children, copy_code, fill, supervisor_of, workers
 from tests.servers import FaultyServer, hang
-
-SMALL = {f"d{number % 7}/f{number}": random.Random(number).randbytes(number * 37 % 9000) for number in range(300)}
-LARGE = random.Random(0).randbytes(9 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -31,30 +30,8 @@ def engine() -> str:
 
 @pytest.fixture
 def filled(store: Store, tree: Path) -> Store:
-    for name, data in SMALL.items():
-        (tree / name).parent.mkdir(exist_ok=True)
-        (tree / name).write_bytes(data)
-    (tree / "large").write_bytes(LARGE)
-    (tree / "run").write_text("#!/bin/sh\necho ran\n")
-    (tree / "run").chmod(0o755)
-    store.publish(tree)
+    fill(store, tree)
     return store
-
-
-def workers(supervisor: int) -> list[int]:
-    """The processes that the templates of a supervisor have forked."""
-    return [worker for template in _children(supervisor) for worker in _children(template)]
-
-
-def supervisor_of(host: Host, mount: Path) -> int:
-    pid: int = host.status(mount)["pid"]
-    return pid
-
-
-def _children(pid: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
 
 
 class Users:
@@ -129,6 +106,8 @@ def test_storm_of_kills(host: Host, filled: Store, count: int, pytestconfig: pyt
     assert users.problems == []
     assert users.rounds > 10
     assert host.status(mount)["restarts"] > 5
+    kernel_caches.drop()
+    assert all((mount / name).read_bytes() == data for name, data in SMALL.items())
     host.umount(mount)
     _check_cache(host.cache)
 
@@ -206,7 +185,7 @@ def test_idle_mount_sleeps(host: Host, filled: Store) -> None:
     mount = host.mount(filled.path)
     supervisor = host.status(mount)["pid"]
     (worker,) = workers(supervisor_of(host, mount))
-    (template,) = _children(supervisor)
+    (template,) = children(supervisor)
     for pid in (supervisor, worker, template):
         wait_until(lambda: _is_idle(pid), timeout_s=20)  # noqa: B023
     assert Path(f"/proc/{supervisor}/status").read_text().count("Threads:\t1") == 1
@@ -230,11 +209,7 @@ def test_reload_under_users(host: Host, filled: Store) -> None:
 def code(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the code, which the commands of the host use; it can be broken."""
     monkeypatch.chdir("/")
-    copy = tmp_path / "code"
-    copy.mkdir()
-    run("cp", "-r", ROOT / "cvfs", copy)
-    host.environment["PYTHONPATH"] = str(copy)
-    return copy
+    return copy_code(host, tmp_path)
 
 
 def test_reload_of_broken_code_changes_nothing(host: Host, filled: Store, code: Path) -> None:
@@ -261,7 +236,7 @@ def test_no_worker_can_start(host: Host, filled: Store, code: Path) -> None:
     supervised = code / "cvfs/mount/supervised.py"
     whole = supervised.read_text()
     supervised.write_text("raise RuntimeError('broken')\n")
-    for pid in [*_children(supervisor), *workers(supervisor_of(host, mount))]:
+    for pid in [*children(supervisor), *workers(supervisor_of(host, mount))]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     wait_until(lambda: "answers EIO" in host.log(), timeout_s=20)
@@ -314,3 +289,121 @@ def test_several_workers_share_a_fetch(host: Host, filled: Store, tmp_path: Path
         asked = server.requests()
         assert len(asked) == len(set(asked))
         host.umount(mount)
+
+
+def test_deaths_of_every_worker_are_counted_at_once(host: Host, filled: Store) -> None:
+    """Only the first worker answers for the mount, and it is told of the others."""
+    mount = host.mount(filled.path, "--workers", "2")
+    supervisor = supervisor_of(host, mount)
+    wait_until(lambda: len(workers(supervisor)) == 2)
+    (other,) = set(workers(supervisor)) - {host.status(mount)["worker_pid"]}
+    kill(other)
+    wait_until(lambda: host.status(mount)["restarts"] == 1)
+    host.umount(mount)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
+def test_signals_of_a_terminal_unmount(host: Host, filled: Store, number: signal.Signals) -> None:
+    """They come to all processes of a mount in the foreground, as when the terminal is closed."""
+    mount = host.new_directory()
+    command = [*PYTHON, "-m", "cvfs", "mount", "-f", "--engine", "channel", filled.path, mount]
+    process = subprocess.Popen(command, env=host.environment, stderr=subprocess.PIPE, process_group=0)
+    wait_until(lambda: mounts_below(host.top) != [] and (mount / "run").exists())
+    os.killpg(process.pid, number)
+    errors = process.communicate(timeout=20)[1]
+    assert process.returncode == 0, errors
+    assert mounts_below(host.top) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount fusectl")
+def test_connection_that_is_aborted_leaves_no_dead_mount(host: Host, filled: Store, tmp_path: Path) -> None:
+    mount = host.mount(filled.path, "--workers", "2")
+    connection = os.minor(mount.stat().st_dev)
+    control = tmp_path / "fusectl"
+    control.mkdir()
+    run("mount", "-t", "fusectl", "fusectl", control)
+    try:
+        (control / str(connection) / "abort").write_text("1")
+    finally:
+        run("umount", control)
+    wait_until(lambda: (mounts_below(host.top), processes_of(host.top)) == ([], {}))
+
+
+def test_request_that_kills_every_worker_gets_an_error(host: Host, filled: Store, code: Path) -> None:
+    """As one for which there is not enough memory."""
+    with (code / "cvfs/fuse/handlers.py").open("a") as handlers:
+        handlers.write(POISON)
+    mount = host.mount(filled.path)
+    with pytest.raises(OSError, match="Input/output error"):
+        os.listxattr(mount / "run")
+    wait_until(lambda: _reads(mount / "d1/f1"))
+    host.umount(mount)
+
+
+POISON = """
+def _answer(self, request, answer=Handlers.answer_nowait):
+    if request.opcode == 23:  # LISTXATTR
+        import os
+        os.kill(os.getpid(), 9)
+    return answer(self, request)
+Handlers.answer_nowait = _answer
+"""
+
+
+def test_service_manager_hears_of_a_mount_that_some_of_its_workers_serve(
+    host: Host, filled: Store, code: Path, tmp_path: Path
+) -> None:
+    break_start(code, slot=1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
+        host.environment |= {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}
+        mount = host.mount(filled.path, "--workers", "2")
+        wait_until(lambda: "worker cannot start" in host.log() or "died" in host.log())
+        while manager.recv(1000) != b"WATCHDOG=1":
+            pass
+        assert _reads(mount / "d1/f1")
+        host.umount(mount)
+
+
+def test_kill_in_the_middle_of_a_write_to_the_cache(host: Host, store: Store, tree: Path) -> None:
+    """A worker is stopped between the beginning of a file and its name, and killed: nothing of that has the name."""
+    files = {f"f{number}": random.Random(number).randbytes(3 << 20) for number in range(12)}
+    for name, data in files.items():
+        (tree / name).write_bytes(data)
+    store.publish(tree)
+    mount = host.mount(store.path)
+    (pid,) = workers(supervisor_of(host, mount))
+    with subprocess.Popen(["cat", *(mount / name for name in files)], stdout=subprocess.PIPE) as reader:
+        unnamed = _stop_while_writing(pid, host.cache / "objects")
+        kill(pid)
+        assert unnamed.exists()
+        assert reader.communicate(timeout=60)[0] == b"".join(files.values())
+    host.umount(mount)
+    _check_cache(host.cache)
+
+
+def _stop_while_writing(pid: int, objects: Path) -> Path:
+    """Stop a worker at a moment at which it has begun with a file, and not given it its name; that file."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not _unnamed(objects):
+            continue
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: _state(pid) == "T")
+        unnamed = _unnamed(objects)
+        if unnamed:
+            return objects / unnamed[0]
+        os.kill(pid, signal.SIGCONT)
+    raise AssertionError("it was never seen to write")
+
+
+def _unnamed(objects: Path) -> list[str]:
+    """Files that have no name yet. The directory is made for the first of them."""
+    with contextlib.suppress(FileNotFoundError):
+        return [name for name in os.listdir(objects) if name.startswith(".new-")]
+    return []
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -1,21 +1,50 @@
 """What a supervisor decides by: pure, so a minute takes no time."""
 
-from cvfs.fuse.policy import BACKOFF_S, FAILURES, PATIENCE_S, Recovery, Vigil
+import pytest
+
+from cvfs.fuse.policy import BACKOFF_S, FAILURES, PATIENCE_S, SHORT_LIFE_S, USELESS, VICTIMS, Life, Recovery, Vigil
+
+USEFUL = Life(SHORT_LIFE_S)
+VICTIM = Life(was_killed=True)
 
 
 def test_killed_workers_are_replaced_at_once_for_ever() -> None:
     recovery = Recovery(0.0)
     recovery.record_served()
     for now in range(1, 1000):
-        recovery.record_loss(now, was_useful=True, is_down=True)
+        recovery.record_loss(now, Life(0.05, has_answered=True, was_killed=True), is_down=True)
         assert (recovery.retry_at, recovery.is_hopeless) == (now, False)
+
+
+def test_workers_that_are_killed_before_they_answer_anything_are_in_the_end_taken_for_victims_of_a_request() -> None:
+    """Of one that takes all memory, say: its caller gets an error, rather than the host no rest."""
+    recovery = Recovery(0.0)
+    for number in range(1, VICTIMS + FAILURES + 1):
+        recovery.record_served()
+        recovery.record_loss(number, VICTIM, is_down=True)
+        assert (recovery.retry_at == number) == (number <= VICTIMS)
+        assert recovery.is_hopeless == (number == VICTIMS + FAILURES)
+
+
+@pytest.mark.parametrize("life", [USEFUL, Life(0.05, has_answered=True, was_killed=True)])
+def test_one_that_was_of_use_ends_a_row_of_victims(life: Life) -> None:
+    recovery = Recovery(0.0)
+    for now in range(5 * VICTIMS):
+        recovery.record_loss(now, VICTIM if now % VICTIMS else life, is_down=True)
+        assert recovery.retry_at == now
+
+
+def test_who_ends_by_itself_right_after_its_start_is_useless_whatever_it_answered() -> None:
+    recovery = Recovery(0.0)
+    recovery.record_loss(1.0, Life(SHORT_LIFE_S / 2, has_answered=True), is_down=False)
+    assert recovery.retry_at == 1.0 + BACKOFF_S[0]
 
 
 def test_useless_workers_are_waited_for_longer_and_longer() -> None:
     recovery = Recovery(0.0)
     waits = []
     for _ in range(3000):  # a day: the wait is bounded, and so is what it is computed from
-        recovery.record_loss(100.0, was_useful=False, is_down=True)
+        recovery.record_loss(100.0, USELESS, is_down=True)
         waits.append(recovery.retry_at - 100.0)
     assert [round(wait, 6) for wait in waits[:4]] == [0.1, 0.2, 0.4, 0.8]
     assert waits == sorted(waits)
@@ -25,10 +54,10 @@ def test_useless_workers_are_waited_for_longer_and_longer() -> None:
 def test_a_useful_worker_ends_the_backoff() -> None:
     recovery = Recovery(0.0)
     for _ in range(5):
-        recovery.record_loss(1.0, was_useful=False, is_down=False)
-    recovery.record_loss(2.0, was_useful=True, is_down=True)
+        recovery.record_loss(1.0, USELESS, is_down=False)
+    recovery.record_loss(2.0, USEFUL, is_down=True)
     assert recovery.retry_at == 2.0
-    recovery.record_loss(3.0, was_useful=False, is_down=True)
+    recovery.record_loss(3.0, USELESS, is_down=True)
     assert recovery.retry_at == 3.0 + BACKOFF_S[0]
 
 
@@ -36,7 +65,7 @@ def test_hope_is_given_up_after_some_useless_workers_and_comes_back_with_one_tha
     recovery = Recovery(0.0)
     recovery.record_served()
     for number in range(1, FAILURES + 1):
-        recovery.record_loss(number, was_useful=False, is_down=True)
+        recovery.record_loss(number, USELESS, is_down=True)
         assert recovery.is_hopeless == (number == FAILURES)
     recovery.record_served()
     assert not recovery.is_hopeless
@@ -46,7 +75,7 @@ def test_a_reload_that_fails_is_no_reason_to_give_up_while_another_serves() -> N
     recovery = Recovery(0.0)
     recovery.record_served()
     for number in range(3 * FAILURES):
-        recovery.record_loss(number, was_useful=False, is_down=False)
+        recovery.record_loss(number, USELESS, is_down=False)
     assert not recovery.is_hopeless
 
 
