@@ -21,7 +21,8 @@ from cvfs.mount.client import open_ground, single
 from cvfs.mount.control import Answers, serve_control
 from cvfs.mount.daemon import Caller
 from cvfs.mount.exporter import export
-from cvfs.mount.heap import return_memory
+from cvfs.mount.followers import Following, nobody
+from cvfs.mount.heap import keep_freed_memory
 from cvfs.mount.logs import Recent, setup_logging
 from cvfs.mount.mounted import Mounted, mounted_by
 from cvfs.mount.notify import notify
@@ -60,7 +61,7 @@ def serve(text: str, caller: Caller) -> int:
 
 
 def _run(request: MountRequest, recent: Recent, ready: Ready) -> None:
-    return_memory()
+    keep_freed_memory()
     try:
         trio.run(_serve, request, recent, ready)
     except BaseExceptionGroup as group:
@@ -136,9 +137,10 @@ async def _serve_mount(
             nursery.cancel_scope.cancel()
 
 
-async def _announce(label: str, manifest: Manifest) -> None:
+async def _announce(label: str, manifest: Manifest) -> Following:
     """There is no other worker."""
     await trio.lowlevel.checkpoint()
+    return nobody()
 
 
 async def lock(runtime: Runtime) -> int:
