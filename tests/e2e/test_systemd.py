@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 
 from tests.e2e.booted import Booted
-from tests.e2e.host import PYTHON, ROOT, Server, Store, trust, wait_until
+from tests.e2e.host import NAME, PYTHON, ROOT, Server, Store, trust, wait_until
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("systemd-nspawn"), reason="needs root and systemd-nspawn"
 )
 
-UNIT = "cvfs@software"
-MOUNT = Path("/cvfs/software")
 STORE = Path("/srv/software")
 KEYS = Path("/etc/cvfs-publisher/timestamp")
 FAST = "[Service]\nWatchdogSec=2\nRestartSec=100ms\n"
@@ -27,31 +25,48 @@ FAST = "[Service]\nWatchdogSec=2\nRestartSec=100ms\n"
 class Machine(Booted):
     """One that mounts a repository at boot, as docs/operations.md has it."""
 
+    unit = "cvfs@software"
+    mount = tree = Path("/cvfs/software")
+
     def __init__(self, top: Path, url: str) -> None:
         shutil.copy(trust().root, top / "root.json")
         super().__init__(top)
         self("env", f"PYTHONPATH={ROOT}", *PYTHON, "-m", "cvfs", "setup")
-        self.write("/etc/cvfs/mounts/software.conf", f"URL={url}\nDIRECTORY={MOUNT}\nOPTIONS=--root {top}/root.json\n")
-        self.write(f"/etc/systemd/system/{UNIT}.service.d/fast.conf", FAST)
+        self.configure(url, top / "root.json")
+        self.write(f"/etc/systemd/system/{self.unit}.service.d/fast.conf", FAST)
         self("systemctl", "daemon-reload")
 
+    def configure(self, url: str, root: Path) -> None:
+        self.write("/etc/cvfs/mounts/software.conf", f"URL={url}\nDIRECTORY={self.mount}\nOPTIONS=--root {root}\n")
+
     def status(self) -> dict[str, Any]:
-        answer = self("env", f"PYTHONPATH={ROOT}", *PYTHON, "-m", "cvfs", "status", "--json", MOUNT)
+        answer = self("env", f"PYTHONPATH={ROOT}", *PYTHON, "-m", "cvfs", "status", "--json", self.mount)
         status: dict[str, Any] = json.loads(answer.stdout)["mounts"][0]
         return status
 
     def ask(self, name: str) -> str:
         """What systemd says of a property of the unit."""
-        return self("systemctl", "show", "--value", f"--property={name}", UNIT).stdout.decode().strip()
+        return self("systemctl", "show", "--value", f"--property={name}", self.unit).stdout.decode().strip()
 
     def kill(self, signal: str, pid: int) -> None:
         self("kill", f"-{signal}", str(pid))
 
     def reads(self) -> bool:
-        return self("cat", MOUNT / "hello", check=False).stdout == b"hello\n"
+        return self("cat", self.tree / "hello", check=False).stdout == b"hello\n"
 
     def restarted(self, times: int) -> bool:
         return self.ask("NRestarts") == str(times) and self.ask("ActiveState") == "active" and self.reads()
+
+
+class MachineOfAll(Machine):
+    """One that mounts all repositories at boot."""
+
+    unit = "cvfs-all"
+    mount = Path("/cvfs")
+    tree = mount / NAME
+
+    def configure(self, url: str, root: Path) -> None:
+        self.write(f"/etc/cvfs/repositories.d/{NAME}.toml", f'url = "{url}"\nroot = "{root}"\n')
 
 
 @pytest.fixture
@@ -77,15 +92,16 @@ def test_units(machine: Machine, store: Store) -> None:
     _reload(machine)
     _lose_the_supervisor(machine)
     _watchdog(machine)
+    _lose_everything(machine)
     _stop(machine)
     _resign(machine, store)
 
 
 def _mount(machine: Machine) -> None:
-    machine("systemctl", "enable", "--now", UNIT)
+    machine("systemctl", "enable", "--now", machine.unit)
     assert machine.reads()
     assert machine.ask("ActiveState") == "active"
-    assert machine.ask("StatusText") == f"serving revision 1 of e2e.example.org on {MOUNT}"
+    assert machine.ask("StatusText") == f"serving revision 1 of e2e.example.org on {machine.mount}"
     assert machine.status()["pid"] == int(machine.ask("MainPID"))
     assert machine.status()["log"] == "standard error"
     assert "mounted revision 1" in machine.journal()
@@ -103,7 +119,7 @@ def _lose_a_worker(machine: Machine) -> None:
 
 def _reload(machine: Machine) -> None:
     before = machine.status()
-    machine("systemctl", "reload", UNIT)
+    machine("systemctl", "reload", machine.unit)
     after = machine.status()
     assert after["pid"] == before["pid"]
     assert after["generation"] == before["generation"] + 1
@@ -124,11 +140,19 @@ def _watchdog(machine: Machine) -> None:
     assert "watchdog" in machine.journal().lower()
 
 
+def _lose_everything(machine: Machine) -> None:
+    """Nobody is left to unmount, and the kernel remembers nothing of the mount: the next one clears it away."""
+    machine("systemctl", "restart", machine.unit)
+    for signal in ("STOP", "KILL"):  # so that none of them can do anything about the death of another
+        machine("systemctl", "kill", f"--signal={signal}", machine.unit)
+    wait_until(lambda: machine.restarted(1), 30)
+
+
 def _stop(machine: Machine) -> None:
-    machine("systemctl", "stop", UNIT)
+    machine("systemctl", "stop", machine.unit)
     assert machine.ask("ActiveState") == "inactive"
     assert machine.ask("Result") == "success"
-    assert str(MOUNT) not in machine("cat", "/proc/self/mounts").stdout.decode()
+    assert str(machine.mount) not in machine("cat", "/proc/self/mounts").stdout.decode()
     assert machine("sh", "-c", "ls /run/cvfs").stdout == b""
 
 
@@ -147,6 +171,33 @@ def _resign(machine: Machine, store: Store) -> None:
     assert b"cvfs-publisher-resign.timer" in machine("systemctl", "list-timers").stdout
     machine("systemctl", "start", "cvfs-publisher-resign.service")
     assert _version(machine) == before + 1
+
+
+def test_unit_of_all(store: Store, tmp_path: Path) -> None:
+    """One unit, no file for it: every configured repository on /cvfs, which it makes."""
+    with Server(store.path, tmp_path) as server:
+        machine = MachineOfAll(tmp_path, server.url)
+        try:
+            _mount_all(machine)
+            _lose_a_worker(machine)
+            _reload(machine)
+            _lose_the_supervisor(machine)
+            _watchdog(machine)
+            _lose_everything(machine)
+            _stop(machine)
+        finally:
+            machine.close()
+
+
+def _mount_all(machine: Machine) -> None:
+    assert machine("ls", "-d", machine.mount, check=False).returncode != 0
+    machine("systemctl", "enable", "--now", machine.unit)
+    assert machine("ls", machine.mount).stdout.decode().split() == [NAME]
+    assert machine.reads()
+    assert machine.ask("ActiveState") == "active"
+    assert machine.ask("StatusText").endswith(f" on {machine.mount}")
+    assert machine.status()["pid"] == int(machine.ask("MainPID"))
+    assert machine.status()["log"] == "standard error"
 
 
 def _version(machine: Machine) -> int:
