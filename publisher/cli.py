@@ -137,7 +137,8 @@ def publish_command(
     """Make a new revision of STORE that is equal to the directory TREE.
 
     A file that looks as it did when it was last published is not read again. If nothing has changed, there is no new
-    revision. Owners, modes, times, hard links and extended attributes (user.*, security.capability) are kept.
+    revision. Owners, modes, times, hard links and extended attributes are kept: user.*, security.capability, and, where
+    root publishes, trusted.* (but not trusted.overlay.*). Others are left out.
 
     \b
     Examples:
