@@ -18,9 +18,12 @@ BUILD_PACKAGES := python3 python3-venv python3-dev gcc libc6-dev pkgconf libfuse
 TEST_PACKAGES := attr libcap2-bin git rsync squashfs-tools squashfuse zstd iproute2 nftables nginx-light squid autofs systemd-container \
 	bubblewrap busybox-static charliecloud crun docker.io podman runc uidmap
 
+# The tests that last longer with --long.
+LONG := soak or switches or storm
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv lint test demo benchmarks format clean packages test-packages fuse
+.PHONY: help venv lint test test-long demo benchmarks format clean packages test-packages fuse
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +34,9 @@ venv: $(READY) ## set up: system packages, .venv, the project in it
 test: test-packages fuse lint ## check everything: linters, types, imports, then all tests (ARGS="-k name" for some)
 	@echo "==> tests"
 	@$(BIN)/python -bb -m pytest --numprocesses $(TESTERS) --dist worksteal $(ARGS)
+
+test-long: test-packages fuse $(READY) ## an hour of soak, a minute of kills, a thousand switches: one after the other
+	@$(BIN)/python -bb -m pytest --long -k '$(LONG)' $(ARGS)
 
 lint: $(READY) ## run ruff, mypy and import-linter
 	@echo "==> ruff"
