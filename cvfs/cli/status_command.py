@@ -27,8 +27,9 @@ _NARROW = len(_COLUMNS) - 2
 def command(directory: Path | None, as_json: bool) -> None:
     """Show all mounts, or all there is to know of the one on DIRECTORY.
 
-    The exit status is 0 if all is well, 1 if a mount is offline, expired, dead, or does not answer. Mounts of other
-    users are listed as foreign, and count only if they are asked for.
+    The exit status is 0 if all is well, 1 if a mount is offline, expired, failed, dead, or does not answer. Failed is a
+    mount of all where a repository cannot be opened. Mounts of other users are listed as foreign, and count only if
+    they are asked for.
     """
     from cvfs.mount.overview import FOREIGN, list_mounts, mount_at
     from cvfs.mount.runtime import Runtime

@@ -290,7 +290,7 @@ def test_many_readers_at_once(mnt: Path) -> None:
 
 
 def test_a_mount_does_not_follow_a_later_revision_by_halves(host: Host, store: Store, tree: Path) -> None:
-    """What was mounted stays as it is, whole, until it is mounted anew."""
+    """A mount shows one revision, whole, until it next looks for a newer one; mounted anew, it shows that, whole."""
     (tree / "file").write_text("one")
     store.publish(tree)
     mount = host.mount(store.path)
