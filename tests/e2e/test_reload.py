@@ -59,7 +59,7 @@ def test_reload_waits_for_a_worker_that_is_being_started(host: Host, filled: Sto
     kill(other)
     wait_until(lambda: len(workers(supervisor)) == 2)
     with subprocess.Popen([*PYTHON, "-m", "cvfs", "reload", mount], env=host.environment) as reload:
-        wait_until(lambda: "reload" in host.log())
+        wait_until(lambda: "the reload waits" in host.log())
         gate.unlink()
         assert reload.wait(30) == 0
     assert host.status(mount)["generation"] == 1
@@ -102,14 +102,14 @@ def test_interrupt_reaches_the_worker_that_is_being_replaced(host: Host, filled:
     """It answers what it has begun, its successor reads what the kernel says of that. Without RESEND it has time."""
     host.environment |= {"CVFS_NO_RESEND": "1"}
     with FaultyServer(filled.path) as server:
-        mount = host.mount(server.url)
+        mount = host.mount(server.url, "--deadline", "60")
         (mount / "large").stat()
         server.misbehave(hang)
         reader = subprocess.Popen(["dd", f"if={mount}/large", "of=/dev/null", "iflag=direct"], stderr=subprocess.PIPE)
         wait_until(lambda: host.status(mount)["requests_waited"] > 0)
         host.cvfs("reload", mount)
         reader.send_signal(signal.SIGINT)
-        reader.communicate(timeout=20)
+        reader.communicate(timeout=15)
         assert reader.returncode in (-signal.SIGINT, 130)
         server.recover()
         wait_until(lambda: len(workers(supervisor_of(host, mount))) == 1)
