@@ -117,6 +117,8 @@ class Supervisor:
     def _take_signals(self, numbers: bytes) -> None:
         wishes = [number for number in STOP_SIGNALS if number in numbers]
         if wishes:
+            for worker in [*self._crew.workers]:  # who uses the mount already may not know more of it than we do
+                self._hear_out(worker)
             log.info("%s: unmounting", wishes[0].name)
             self._end_soon()
         if signal.SIGCHLD in numbers:
@@ -146,6 +148,11 @@ class Supervisor:
             sender.silent_since = None
             _HANDLERS[message["type"]](self, sender, message)
 
+    def _hear_out(self, worker: Worker) -> None:
+        """What it said before now counts."""
+        while worker.has_more_to_say:
+            self._take_message(worker)
+
     def _take_news(self, template: Template, message: Message | None) -> None:
         """The template says that a worker has begun, or ended; or nothing any more."""
         if message is None:
@@ -154,8 +161,7 @@ class Supervisor:
         workers = [worker for worker in self._crew.workers if worker.template is template]
         if message["type"] == "ended":
             for worker in [one for one in workers if one.pid == message["pid"]]:
-                while worker.has_more_to_say:  # what it said before it ended counts
-                    self._take_message(worker)
+                self._hear_out(worker)
                 self._lose(worker, message["status"])
             return
         begun = next(worker for worker in workers if not worker.pid)  # in the order in which they were asked for

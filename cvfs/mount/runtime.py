@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import select
 import socket
 import stat
 import struct
@@ -147,12 +148,16 @@ def _owner_of(path: Path) -> int | None:
 
 
 def _is_there(pid: int) -> bool:
-    """Whether there is such a process. One in another PID namespace is not seen: it can do without what it has here."""
+    """Whether there is such a process, and more of it than what its parent has to reap. One in another PID namespace is
+    not seen: it can do without what it has here."""
     try:
-        os.kill(pid, 0)
+        process = os.pidfd_open(pid)
     except OSError as error:
         return error.errno != errno.ESRCH
-    return True
+    try:
+        return not select.select([process], [], [], 0)[0]
+    finally:
+        os.close(process)
 
 
 def _is_alive(path: Path) -> bool:
