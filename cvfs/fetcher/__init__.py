@@ -1,33 +1,24 @@
 """Pages and pieces of one repository by id, from memory, else from the cache, else from a mirror."""
 
-from dataclasses import dataclass
-
 import trio
 
 from cvfs.cache import Cache
-from cvfs.cache.index import Numbers, Place
+from cvfs.cache.index import Place
 from cvfs.fetcher.blobs import Blobs, Counters
 from cvfs.fetcher.packs import INLINE_BYTES, Packs
 from cvfs.fetcher.pages import PageMissing, Pages
-from cvfs.format.pages import Page
+from cvfs.fetcher.shared import Budget, Shared
 from cvfs.inodes import Identity, Numbering
 from cvfs.mirrors import Mirrors
-from cvfs.model import BlobRef, Digest
+from cvfs.model import Digest
 
-__all__ = ["INLINE_BYTES", "Budget", "Counters", "Fetcher", "PageMissing"]
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What a fetcher may hold in memory: `data_bytes`, half of packs and half of pieces, and decoded pages of
-    `entries` records in all (about 500 bytes each)."""
-
-    data_bytes: int = 24 << 20
-    entries: int = 32_000
+__all__ = ["INLINE_BYTES", "Budget", "Counters", "Fetcher", "PageMissing", "Shared"]
 
 
 class Fetcher:
-    """Brings what one repository has. Its flights run in `nursery`, which outlives every caller.
+    """Brings what one repository has, and holds it in the memory that is `shared` with others.
+
+    Its flights run in `nursery`, which outlives every caller.
 
     Errors of its methods: TransportError and IntegrityError if no mirror gave the right bytes within `deadline_s`;
     FormatError if the publisher's bytes are at fault. A failing disk is no error: what was fetched is served uncached.
@@ -41,16 +32,18 @@ class Fetcher:
         nursery: trio.Nursery,
         *,
         deadline_s: float = 30.0,
-        budget: Budget | None = None,
+        shared: Shared | None = None,
     ) -> None:
-        budget = budget or Budget()
+        shared = shared or Shared()
         blobs = Blobs(mirrors, cache, nursery, deadline_s)
         self._mirrors, self._cache = mirrors, cache
-        self._pages = Pages(blobs, numbering, budget.entries)
-        self._packs = Packs(blobs, budget.data_bytes)
+        self._pages = Pages(blobs, numbering, shared)
+        self._packs = Packs(blobs, shared)
         self.numbering = numbering
         self.counters = blobs.counters
         self.page, self.touch_pages = self._pages.page, self._pages.touch
+        self.page_nowait, self.numbers_nowait = self._pages.page_nowait, self._pages.numbers_nowait
+        self.pages_in_memory = self._pages.in_memory
         self.piece, self.piece_nowait = self._packs.piece, self._packs.piece_nowait
 
     @property
@@ -70,15 +63,3 @@ class Fetcher:
     def resolve(self, identity: Identity) -> int:
         """The inode number of what has this identity."""
         return self._cache.index.resolve(self.numbering.seed, identity)
-
-    def page_nowait(self, ref: BlobRef) -> Page:
-        """The page `ref`, if it is in memory. Raises PageMissing otherwise."""
-        return self._pages.known_nowait(ref).page
-
-    def numbers_nowait(self, ref: BlobRef) -> Numbers:
-        """The inode numbers of what the leaf `ref` lists, if it is in memory. Raises PageMissing otherwise."""
-        return self._pages.known_nowait(ref).numbers
-
-    def pages_in_memory(self) -> list[Digest]:
-        """The ids of the pages that need not be read from the cache now."""
-        return list(self._pages.memory)

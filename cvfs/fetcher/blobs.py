@@ -4,14 +4,15 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import trio
 
 from cvfs.cache import Cache
 from cvfs.cache.locks import NO_LOCK, Lock
-from cvfs.errors import CacheError, IntegrityError
-from cvfs.flights import Flights
+from cvfs.errors import CacheError, IntegrityError, TooSlowError
+from cvfs.flights import Flights, Room
 from cvfs.mirrors import Mirrors
 from cvfs.model import BlobRef
 
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _THREADS = 8
+_KEEPERS = 4
+"""Threads that put into the cache what was fetched: others, so that no reader waits for a disk that is full or slow."""
+
 _LOCK_POLL_S = 0.01
 _QUIET_S = 60.0
 
@@ -49,6 +53,7 @@ class Blobs:
         self.counters = Counters()
         self._deadline_s = deadline_s
         self._threads = trio.CapacityLimiter(_THREADS)
+        self._keepers = trio.CapacityLimiter(_KEEPERS)
         self._quiet_until = 0.0
 
     def deadline(self) -> float:
@@ -76,12 +81,34 @@ class Blobs:
                 await trio.sleep(_LOCK_POLL_S)
         return NO_LOCK
 
+    async def make_room(self, room: Room, ref: BlobRef, deadline: float) -> Callable[[], None]:
+        """Wait until a blob may be under way with the others in `room`; returns what ends that."""
+        size = ref.stored_size + ref.plain_size
+        with trio.move_on_at(deadline):
+            await room.take(size)
+            return partial(room.give_back, size)
+        raise TooSlowError(f"blob {ref.id.hex()}", "too much is under way before it")
+
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         return await trio.to_thread.run_sync(work, *args, limiter=self._threads)
 
-    def degraded(self, error: CacheError) -> None:
-        """The disk failed: say so once a minute, and go on without it."""
+    async def keep(self, work: Callable[..., T], *args: Any) -> T | None:
+        """What `work` returns, which puts into the cache what was fetched; None if it cannot, which harms nobody.
+
+        Finished also if who wanted it ends the client at once. For tasks of `nursery`: whatever goes wrong, they end
+        well, for their end by an error would be that of the mount.
+        """
+        try:
+            with trio.CancelScope(shield=True):
+                return await trio.to_thread.run_sync(work, *args, limiter=self._keepers)
+        except Exception as error:  # noqa: BLE001 - nobody waits for it
+            self.degraded(error)
+        return None
+
+    def degraded(self, error: Exception) -> None:
+        """The disk failed: say so once a minute, and go on without it. What is no CacheError is a bug, told as one."""
         self.counters.uncached += 1
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + _QUIET_S
-            log.warning("%s: serving uncached", error)
+            expected = isinstance(error, CacheError)
+            log.warning("%s: serving uncached", error if expected else repr(error), exc_info=not expected)

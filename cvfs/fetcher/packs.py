@@ -3,19 +3,19 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import trio
 
 from cvfs import pieces
-from cvfs.cache.memory import Memory
-from cvfs.errors import CacheError, CvfsError, IntegrityError, TooSlowError
+from cvfs.errors import CacheError, CvfsError, IntegrityError
 from cvfs.fetcher.ahead import follows
 from cvfs.fetcher.blobs import Blobs
+from cvfs.fetcher.shared import Shared
 from cvfs.flights import Room
 from cvfs.format.blob import unseal
-from cvfs.model import BlobRef, Digest
+from cvfs.model import Digest
 from cvfs.pieces import Around, Pack, Piece
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,15 @@ _REST_S = 1.0
 
 
 class Packs:
-    """The pieces of one repository; up to `data_bytes` in memory, half of it packs. Errors as of `Fetcher`."""
+    """The pieces of one repository. Errors as of `Fetcher`.
 
-    def __init__(self, blobs: Blobs, data_bytes: int) -> None:
+    What is under way is each repository's own: one whose server is dead must not hold up the others.
+    """
+
+    def __init__(self, blobs: Blobs, shared: Shared) -> None:
         self._blobs, self._cache, self._counters = blobs, blobs.cache, blobs.counters
         self._under_way = Room(_UNDER_WAY_BYTES)
-        self.packs: Memory[Digest, Pack] = Memory(data_bytes // 2)
-        self.pieces: Memory[Hashable, bytes] = Memory(data_bytes // 2)
+        self.packs, self.pieces = shared.packs, shared.pieces
         self._ahead: set[Digest] = set()
         self._resting_until = -math.inf
 
@@ -110,7 +112,7 @@ class Packs:
             self._counters.integrity_errors += 1
             raise
         if not pack.is_kept(piece):
-            self._keep(pack, [piece, *around.same_pack()], lambda: None)
+            self._keep(pack, piece, around, lambda: None)
         if not pack.was_read:
             pack.was_read = True
             self._read_ahead(around)
@@ -142,38 +144,30 @@ class Packs:
             held.callback((await blobs.lock(ref, deadline)).release)
             if await blobs.in_thread(self._in_cache, piece) is not None:
                 return None
-            held.callback(await self._make_room(ref, deadline))
+            held.callback(await blobs.make_room(self._under_way, ref, deadline))
             stored = await blobs.fetch(ref, deadline)
             pack = Pack(ref, await blobs.in_thread(unseal, ref, stored, "a mirror"))
             self.packs.put(ref.id, pack, len(pack.plain) + _PACK_BYTES)
-            self._keep(pack, [piece, *around.same_pack()], held.pop_all().close)
+            self._keep(pack, piece, around, held.pop_all().close)
         return pack
 
-    def _keep(self, pack: Pack, wanted: Iterable[Piece], done: Callable[[], None]) -> None:
-        """Put pieces into the cache while their readers go on, then call `done`."""
+    def _keep(self, pack: Pack, piece: Piece, around: Around, done: Callable[[], None]) -> None:
+        """Put a piece, and what else is in its pack, into the cache while readers go on; then call `done`."""
         if trio.current_time() < self._resting_until:
             done()
         else:
-            self._blobs.nursery.start_soon(self._explode, pack, pack.begin_to_keep(wanted), done)
+            parts = pack.begin_to_keep([piece, *around.same_pack()])
+            self._blobs.nursery.start_soon(self._explode, pack, parts, done)
 
     async def _explode(self, pack: Pack, parts: list[Piece], done: Callable[[], None]) -> None:
         try:
-            with trio.CancelScope(shield=True):  # what was read is cached, also if its reader ends the client at once
-                wrong = await self._blobs.in_thread(pieces.store, self._cache, parts, pack.plain)
+            wrong = await self._blobs.keep(pieces.store, self._cache, parts, pack.plain)
+            if wrong is None:
+                pack.fail_to_keep(parts)
+                self._resting_until = trio.current_time() + _REST_S
+                return
             self._counters.integrity_errors += len(wrong)
             for error in wrong:
                 log.error("the publisher's fault: %s", error)
-        except CacheError as error:
-            pack.fail_to_keep(parts)
-            self._resting_until = trio.current_time() + _REST_S
-            self._blobs.degraded(error)
         finally:
             done()
-
-    async def _make_room(self, ref: BlobRef, deadline: float) -> Callable[[], None]:
-        """Wait until the pack may be under way with the others that are; returns what ends that."""
-        size = ref.stored_size + ref.plain_size
-        with trio.move_on_at(deadline):
-            await self._under_way.take(size)
-            return partial(self._under_way.give_back, size)
-        raise TooSlowError(f"pack {ref.id.hex()}", "too many packs before this one")

@@ -1,19 +1,22 @@
 """Pages by reference: from memory, else from the cache, else from a mirror; each brought once, however many ask."""
 
-from typing import Final, NamedTuple
+import contextlib
+from collections.abc import Callable
+from typing import Final
 
 from cvfs.cache.index import Numbers
-from cvfs.cache.memory import Memory
 from cvfs.errors import CacheError
 from cvfs.fetcher.blobs import Blobs
+from cvfs.fetcher.shared import Known, Shared, weigh
+from cvfs.flights import Room
 from cvfs.format.blob import unseal
-from cvfs.format.pages import Inner, Leaf, Page, decode_page
+from cvfs.format.pages import Leaf, Page, decode_page
 from cvfs.inodes import Numbering
 from cvfs.missing import Missing
 from cvfs.model import BlobRef, Digest
 
-_PAGE_ENTRIES: Final = 8
-"""What a page takes beside its entries, as so many of them."""
+_UNDER_WAY_BYTES: Final = 8 << 20
+"""Of pages, as of packs (`packs`): apart from these, since no lookup should wait for data. A guess, 60 pages."""
 
 
 class PageMissing(Missing):
@@ -27,63 +30,70 @@ class PageMissing(Missing):
         await self._pages.page(self.ref)
 
 
-class Known(NamedTuple):
-    """A page in memory; of a leaf, the inode numbers of what it lists as well."""
-
-    page: Page
-    numbers: Numbers
-
-
 class Pages:
-    """The pages of one repository; up to `entries` records of them in memory. Errors as of `Fetcher`."""
+    """The pages of one repository. Errors as of `Fetcher`."""
 
-    def __init__(self, blobs: Blobs, numbering: Numbering, entries: int) -> None:
-        self._blobs, self._cache, self._numbering = blobs, blobs.cache, numbering
-        self.memory: Memory[Digest, Known] = Memory(entries)
+    def __init__(self, blobs: Blobs, numbering: Numbering, shared: Shared) -> None:
+        self._blobs, self._cache, self._numbering, self._shared = blobs, blobs.cache, numbering, shared
+        self._memory, self._seed = shared.pages, numbering.seed
+        self._under_way = Room(_UNDER_WAY_BYTES)
 
-    def known_nowait(self, ref: BlobRef) -> Known:
+    def page_nowait(self, ref: BlobRef) -> Page:
         """The page `ref`, if it is in memory. Raises PageMissing otherwise."""
-        known = self.memory.get(ref.id)
+        known = self._memory.get((ref.id, self._seed))
         if known is None:
             raise PageMissing(ref, self)
-        return known
+        return known.page
+
+    def numbers_nowait(self, ref: BlobRef) -> Numbers:
+        """The inode numbers of what the leaf `ref` lists, if it is in memory. Raises PageMissing otherwise."""
+        known = self._memory.get((ref.id, self._seed))
+        if known is None:
+            raise PageMissing(ref, self)
+        return known.numbers
+
+    def in_memory(self) -> list[Digest]:
+        """The ids of the pages that need not be read from the cache now."""
+        return [page_id for page_id, seed in self._memory if seed == self._seed]
 
     async def page(self, ref: BlobRef) -> Page:
         """The page `ref`, in memory from now on; the inode index knows all that a leaf lists."""
-        known = self.memory.get(ref.id)
+        key = ref.id, self._seed
+        known = self._memory.get(key)
         if known is None:
             known = await self._blobs.flights.join(("page", ref.id), lambda: self._bring(ref))
             # Put there by each who waited: the caller's next question finds it even if many others landed meanwhile.
-            self.memory.put(ref.id, known, _weight(known.page))
+            self._shared.put_page(key, known)
         return known.page
 
     async def touch(self) -> None:
         """Note in the cache that what is in memory is used: it is not read from there for as long."""
-        for page_id in list(self.memory):
+        for page_id in self.in_memory():
             await self._blobs.in_thread(self._cache.blobs.touch, page_id)
 
     async def _bring(self, ref: BlobRef) -> Known:
         blobs, deadline = self._blobs, self._blobs.deadline()
         known = await blobs.in_thread(self._in_cache, ref)
-        if known is None:
-            lock = await blobs.lock(ref, deadline)
-            try:
+        with contextlib.ExitStack() as held:
+            if known is None:
+                held.callback((await blobs.lock(ref, deadline)).release)
                 known = await blobs.in_thread(self._in_cache, ref)
-                if known is None:
-                    blobs.counters.misses += 1
-                    return await blobs.in_thread(self._take_in_and_keep, ref, await blobs.fetch(ref, deadline))
-            finally:
-                lock.release()
-        blobs.counters.hits += 1
+            if known is not None:
+                blobs.counters.hits += 1
+                return known
+            blobs.counters.misses += 1
+            held.callback(await blobs.make_room(self._under_way, ref, deadline))
+            stored = await blobs.fetch(ref, deadline)
+            known = await blobs.in_thread(self._take_in, ref, stored, "a mirror")
+            blobs.nursery.start_soon(self._keep, ref, stored, held.pop_all().close)
         return known
 
-    def _take_in_and_keep(self, ref: BlobRef, stored: bytes) -> Known:
-        known = self._take_in(ref, stored, "a mirror")
+    async def _keep(self, ref: BlobRef, stored: bytes, done: Callable[[], None]) -> None:
+        """Put a page into the cache while its readers go on. Until `done`, other processes wait for it."""
         try:
-            self._cache.store_blob(ref.id, stored)
-        except CacheError as error:
-            self._blobs.degraded(error)
-        return known
+            await self._blobs.keep(self._cache.store_blob, ref.id, stored)
+        finally:
+            done()
 
     def _in_cache(self, ref: BlobRef) -> Known | None:
         try:
@@ -95,11 +105,5 @@ class Pages:
 
     def _take_in(self, ref: BlobRef, stored: bytes, source: str) -> Known:
         page = decode_page(unseal(ref, stored, source))
-        return Known(page, self._cache.index.adopt(self._numbering, ref, page) if isinstance(page, Leaf) else ())
-
-
-def _weight(page: Page) -> int:
-    """About how many entries' worth of memory a decoded page takes."""
-    if isinstance(page, Leaf):
-        return _PAGE_ENTRIES + sum(len(group.entries) for group in page.groups)
-    return _PAGE_ENTRIES + len(page.children if isinstance(page, Inner) else page.locations)
+        numbers = self._cache.index.adopt(self._numbering, ref, page) if isinstance(page, Leaf) else ()
+        return Known(page, numbers, weigh(ref, page))

@@ -13,7 +13,7 @@ from cvfs.cache import Cache
 from cvfs.cache.space import Limits
 from cvfs.config import Settings
 from cvfs.errors import ConfigError, CvfsError, TooSlowError
-from cvfs.fetcher import Fetcher
+from cvfs.fetcher import Fetcher, Shared
 from cvfs.heads import Head, Heads, state_key
 from cvfs.inodes import ROOT_INODE, Numbering
 from cvfs.mirrors import Mirrors, Network
@@ -74,12 +74,14 @@ async def open_ground(settings: Settings) -> AsyncIterator["Ground"]:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What repositories are opened on: the cache, the network, and a nursery for what they do unasked."""
+    """What repositories are opened on: the cache, what is held in memory, the network, and a nursery for what they do
+    unasked."""
 
     cache: Cache
     nursery: trio.Nursery
     until_closed: contextlib.ExitStack
     networks: dict[Hashable, Network] = field(default_factory=dict)
+    memory: Shared = field(default_factory=Shared)
 
     async def open(
         self,
@@ -172,7 +174,8 @@ class _Opener:
         """The revision of `manifest`, its root in memory."""
         numbering = Numbering(self.label or manifest.repository)
         ground, deadline_s = self.ground, self.settings.deadline_s
-        fetcher = Fetcher(self.mirrors, ground.cache, numbering, ground.nursery, deadline_s=deadline_s)
+        mirrors, cache, nursery = self.mirrors, ground.cache, ground.nursery
+        fetcher = Fetcher(mirrors, cache, numbering, nursery, deadline_s=deadline_s, shared=ground.memory)
         repository = Repository(manifest, numbering, fetcher, self.root_inode)
         await bring_root(repository, self.url, self.settings.start_deadline_s)
         return repository

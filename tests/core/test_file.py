@@ -115,9 +115,9 @@ def test_open_files_hold_no_pages(world: World) -> None:
             file = await fs.bring(lambda inode=inode: fs.file_nowait(inode))
             assert bytes(await file.read(0, 10)) == b"%d" % i
             assert not [name for name, value in vars(file).items() if hasattr(value, "groups")]
-        assert client.fetcher._pages.memory.weight <= 1200
+        assert client.fetcher._pages._memory.weight <= 600_000
 
-    world.run(work, budget=Budget(entries=1200))
+    world.run(work, budget=Budget(page_bytes=600_000))
 
 
 def test_chunks_without_end_let_others_have_their_turn(world: World) -> None:

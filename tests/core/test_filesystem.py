@@ -234,9 +234,9 @@ def test_hundred_thousand_names(world: World) -> None:
         items = await client.items(b"")
         assert [item.name for item in items[2:]] == [b"%06d" % i for i in range(100_000)]
         assert len({item.node.inode for item in items}) == 100_001
-        assert client.fetcher._pages.memory.weight <= 8000
+        assert client.fetcher._pages._memory.weight <= 4_000_000
 
-    world.run(work, budget=Budget(entries=8000))
+    world.run(work, budget=Budget(page_bytes=4_000_000))
 
 
 # Random trees

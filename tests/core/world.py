@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import trio
 
 from cvfs.cache import Cache
-from cvfs.fetcher import Budget, Fetcher
+from cvfs.fetcher import Budget, Fetcher, Shared
 from cvfs.filesystem import FileSystem, Item, Node
 from cvfs.format.blob import blob_path
 from cvfs.format.manifest import decode_manifest, encode_manifest
@@ -72,7 +72,7 @@ async def opened(
     with contextlib.closing(Transport(user_agent="test")) as transport, contextlib.closing(Cache(cache_path)) as cache:
         async with trio.open_nursery() as nursery:
             mirrors, numbering = Mirrors(Network(transport), [url]), Numbering(manifest.repository)
-            fetcher = Fetcher(mirrors, cache, numbering, nursery, deadline_s=deadline_s, budget=budget)
+            fetcher = Fetcher(mirrors, cache, numbering, nursery, deadline_s=deadline_s, shared=Shared(budget))
             yield Client(manifest, fetcher, cache)
             nursery.cancel_scope.cancel()
 

@@ -1,0 +1,69 @@
+"""What the fetchers of a process hold in memory: within one budget, however many repositories are open.
+
+Packs and pieces are named by their content, so they are the same for all. A page is, too, but the inode numbers of what
+it lists are those of one repository.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from cvfs.cache.index import Numbers
+from cvfs.cache.memory import Memory
+from cvfs.format.pages import Inner, Leaf, Page
+from cvfs.limits import MAX_LEVEL
+from cvfs.model import BlobRef, Digest
+from cvfs.pieces import Pack
+
+PAGES_AT_LEAST: Final = MAX_LEVEL + 4
+"""Of the pages used last, so many are held however large they are: all that lead to a record, and some more. Else two
+that together outweigh the budget would put each other out, and a question that needs both never ended."""
+
+# In bytes, beside those of names, ids and values, as measured with sys.getsizeof().
+_PAGE, _ENTRY, _LOCATION, _REF, _XATTR, _CHILD = 4096, 420, 170, 160, 130, 420
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be held: `data_bytes`, half of packs and half of pieces, and `page_bytes` of decoded pages, by default
+    those of 33,000 small files."""
+
+    data_bytes: int = 24 << 20
+    page_bytes: int = 22 << 20
+
+
+class Known(NamedTuple):
+    """A page in memory; of a leaf, the inode numbers of what it lists as well. `weight` is in bytes, about."""
+
+    page: Page
+    numbers: Numbers
+    weight: int
+
+
+class Shared:
+    """The memory of all fetchers of a process. A page's key has the seed of the numbering of its repository."""
+
+    def __init__(self, budget: Budget | None = None) -> None:
+        budget = budget or Budget()
+        self.packs: Memory[Digest, Pack] = Memory(budget.data_bytes // 2)
+        self.pieces: Memory[Hashable, bytes] = Memory(budget.data_bytes // 2)
+        self.pages: Memory[tuple[Digest, int], Known] = Memory(budget.page_bytes)
+
+    def put_page(self, key: tuple[Digest, int], known: Known) -> None:
+        """Hold a page, as one of those used last."""
+        self.pages.put(key, known, min(known.weight, self.pages.budget // PAGES_AT_LEAST))
+
+
+def weigh(ref: BlobRef, page: Page) -> int:
+    """About how many bytes of memory a decoded page takes, whatever it was made to be."""
+    parts = _PAGE + ref.plain_size
+    if isinstance(page, Inner):
+        return parts + len(page.children) * _CHILD
+    if not isinstance(page, Leaf):
+        return parts + len(page.locations) * (_LOCATION + _REF)
+    parts += len(page.packs) * _REF
+    for group in page.groups:
+        places = sum([len(at.locations) + len(at.location_pages) for at in group.contents if at is not None])
+        xattrs = sum([len(entry.xattrs) for entry in group.entries])
+        parts += (len(group.entries) + 1) * _ENTRY + places * _LOCATION + xattrs * _XATTR
+    return parts

@@ -1,0 +1,181 @@
+"""What fetchers hold in memory, whatever publishers make of pages; and what they do not wait for."""
+
+import logging
+import random
+import stat
+import sys
+import threading
+from contextlib import closing
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from cvfs import pieces
+from cvfs.cache import Cache
+from cvfs.fetcher import Budget, Fetcher, Shared
+from cvfs.fetcher.shared import weigh
+from cvfs.format.blob import seal
+from cvfs.format.pages import Child, decode_page, encode_inner, encode_leaf, encode_locations
+from cvfs.inodes import Numbering
+from cvfs.mirrors import Mirrors, Network
+from cvfs.model import NO_CONTENT, BlobRef, Content, Digest, Entry, Location, Manifest, Record, Summary
+from cvfs.transport import Transport
+from tests.core.world import Client, World, until
+from tests.small_store import SmallStore, make_entry
+
+RANDOM = random.Random(1)
+TOP = Record(b"", make_entry(b"", stat.S_IFDIR | 0o755), NO_CONTENT)
+
+
+def digest_of(number: int) -> Digest:
+    return Digest(b"%032d" % number)
+
+
+def file(number: int, size: int, **facts: Any) -> Entry:
+    made = make_entry(b"file-%05d" % number, stat.S_IFREG | 0o644, data=b"%d" % number)
+    return msgspec.structs.replace(made, size=size, mtime_ns=10**18 + number, **facts)
+
+
+def chunks(count: int, in_each_pack: int) -> list[Location]:
+    packs = [BlobRef(digest_of(number), 3 << 20, 4 << 20) for number in range(count)]
+    return [
+        Location(at << 20, 1 << 20, packs[at // in_each_pack], (at % in_each_pack) << 20, RANDOM.randbytes(32))
+        for at in range(count)
+    ]
+
+
+def small_files(**facts: Any) -> bytes:
+    pack = BlobRef(digest_of(1), 500_000, 1 << 20)
+    where = [Content((Location(0, 3000 + number, pack, number * 40, b""),)) for number in range(500)]
+    return encode_leaf([Record(b"d", file(number, 3000 + number, **facts), where[number]) for number in range(500)])
+
+
+XATTRS = tuple((b"user.%d" % number, b"value %d" % number) for number in range(8))
+PAGES = {
+    "small files": small_files(),
+    "attributes": small_files(xattrs=XATTRS),
+    "a directory for each": encode_leaf(
+        [Record(b"%05d" % i, make_entry(b"x", stat.S_IFLNK | 0o777, target=b"y"), NO_CONTENT) for i in range(500)]
+    ),
+    "a file of 4 GB": encode_leaf([Record(b"d", file(1, 4000 << 20), Content(tuple(chunks(4000, 4))))]),
+    "a page of locations": encode_locations(chunks(4000, 1)),
+    "an inner page": encode_inner(
+        1, [Child(b"dir", b"%05d" % i, BlobRef(digest_of(i), 1, 1), 1, 0) for i in range(16_000)]
+    ),
+}
+
+
+def deep_size(value: object, seen: set[int]) -> int:
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    parts: Any = ()
+    if isinstance(value, msgspec.Struct):
+        parts = [getattr(value, name) for name in value.__struct_fields__]
+    elif isinstance(value, tuple | list):
+        parts = value
+    return sys.getsizeof(value) + sum(deep_size(part, seen) for part in parts)
+
+
+@pytest.mark.parametrize("plain", PAGES.values(), ids=PAGES)
+def test_a_page_weighs_what_it_takes(plain: bytes) -> None:
+    page, (ref, _) = decode_page(plain), seal(plain)
+    size = deep_size(page, set())
+    assert 0.95 * size < weigh(ref, page) < 2.5 * size + 5000
+
+
+def two_leaves(store: SmallStore) -> Manifest:
+    """Three pages, as small as they can be."""
+    links = [Record(b"", make_entry(name, stat.S_IFLNK | 0o777, target=b"x"), NO_CONTENT) for name in (b"a", b"b")]
+    leaves = [store.put(encode_leaf([TOP, links[0]])), store.put(encode_leaf([links[1]]))]
+    children = [Child(b"", b"", leaves[0], 2, 1), Child(b"", b"b", leaves[1], 1, 1)]
+    root = store.put(encode_inner(1, children))
+    return Manifest("pages.example.org", 1, 0, root, 1, Summary(3, 0), None)
+
+
+def test_pages_that_outweigh_all_memory_do_not_put_each_other_out(world: World) -> None:
+    """A publisher may make two of them that one question needs."""
+    world.small = two_leaves(SmallStore(world.store.path))
+
+    async def work(client: Client) -> None:
+        with trio.fail_after(5):
+            for name in (b"a", b"b", b"a"):
+                assert (await client.lookup(name)).entry.name == name
+
+    world.run(work, budget=Budget(page_bytes=1000))
+
+
+def test_repositories_share_one_budget(world: World) -> None:
+    tree: dict[bytes, str] = {b"d%02d/%05d" % (i // 1000, i): "target" for i in range(15_000)}
+    manifest = SmallStore(world.store.path, "one.example.org").publish(tree)
+    shared = Shared(Budget(page_bytes=1_000_000))
+
+    async def walk(client: Client) -> int:
+        for directory in (await client.items(b""))[2:]:
+            await client.items(directory.name)
+        return len(client.fetcher.pages_in_memory())
+
+    async def main() -> None:
+        with closing(Transport(user_agent="test")) as transport, closing(Cache(world.cache)) as cache:
+            async with trio.open_nursery() as nursery:
+                mirrors = Mirrors(Network(transport), [world.server.url])
+                numberings = map(Numbering, ("one", "two", "three"))
+                fetchers = [Fetcher(mirrors, cache, numbering, nursery, shared=shared) for numbering in numberings]
+                alone = [await walk(Client(manifest, fetcher, cache)) for fetcher in fetchers]
+                assert min(alone) > 7
+                assert sum(len(fetcher.pages_in_memory()) for fetcher in fetchers) == len(shared.pages) < sum(alone)
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert shared.pages.weight <= 1_000_000
+
+
+def test_a_page_is_answered_before_the_cache_has_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk may be full, slow, or locked by another process that makes room."""
+    world.publish({"f": b"data"})
+    may_store = threading.Event()
+
+    async def work(client: Client) -> None:
+        store = client.cache.store_blob
+
+        def wait_and_store(*args: Any) -> None:
+            may_store.wait(20)
+            store(*args)
+
+        monkeypatch.setattr(client.cache, "store_blob", wait_and_store)
+        with trio.fail_after(5):
+            assert (await client.lookup(b"f")).entry.name == b"f"
+        assert not list((world.cache / "blobs").glob("*/*"))
+        may_store.set()
+        await until(lambda: list((world.cache / "blobs").glob("*/*")))
+
+    try:
+        world.run(work)
+    finally:
+        may_store.set()
+
+
+@pytest.mark.parametrize("what", ["page", "pack"])
+def test_what_nobody_expected_of_the_cache_ends_no_client(
+    world: World, what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.publish({"f": b"data"})
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("nobody expected that")
+
+    async def work(client: Client) -> None:
+        if what == "page":
+            monkeypatch.setattr(client.cache, "store_blob", fail)
+        else:
+            monkeypatch.setattr(pieces, "store", fail)
+        assert await client.read(b"f") == b"data"
+        await until(lambda: client.fetcher.counters.uncached)
+        assert await client.read(b"f") == b"data"
+
+    world.run(work)
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "nobody expected that" in record.getMessage()
+    assert record.exc_info
