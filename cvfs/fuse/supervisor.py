@@ -224,8 +224,15 @@ class Supervisor:
             self._vigil.rest()
 
     def _relay(self, worker: Worker, message: Message) -> None:
-        """To the other workers: an interrupt for a request that one of them has, a new revision."""
+        """To the other workers: an interrupt for a request that one of them has, a new revision.
+
+        Who wants a receipt is told who of them answers the kernel: he may have to wait for those.
+        """
         self._crew.send(message["message"], but=worker)
+        if "receipt" in message:
+            others = [one for one in self._crew.workers if one is not worker and one.phase in ("serving", "ending")]
+            receipt = {"receipt": message["receipt"], "to": [other.pid for other in others]}
+            link.send(worker.socket, {"type": "relayed", **receipt})
 
     def _unmounted(self, worker: Worker, message: Message) -> None:
         self._status = 0

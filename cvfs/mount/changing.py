@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ def reload_mount(directory: Path, runtime: Runtime) -> dict[str, Any]:
     Raises MountError: that code does not start; what served the mount goes on.
     """
     path = _socket(directory, runtime)
+    engine = ask(path, "status")["engine"]
+    if engine != "channel":
+        what = f"the engine {engine} is one process; unmount it and mount it again"
+        raise MountError(f"cannot reload {directory}: {what}")
     generation = ask(path, "reload")["generation"]
     return _wait(path, lambda status: status["generation"] > generation, "reload_problem")
 
@@ -36,19 +41,45 @@ def refresh_mount(directory: Path, runtime: Runtime) -> dict[str, Any]:
     if mounted is None or not is_ours(mounted):
         raise MountError(f"no repository is mounted on {directory}")
     path = runtime.socket_of(mounted.directory)
-    named: dict[str, Any] = {} if label is None else {"repository": label}
     if label is not None and "repositories" not in ask(path, "status"):
         raise MountError(f"{directory} is not where a repository is mounted, but a directory of {mounted.directory}")
     about = _of(ask(path, "status"), label)
     if about.get("pinned"):
         raise MountError(f"{directory} is pinned to {about['pinned_to']}: to see another revision, mount that")
-    count = ask(path, "refresh", **named)["refreshes"]
-    if count is None:
-        raise MountError(f"no repository {label!r} is configured, or none of that name is in use")
-    status = _of(_wait(path, lambda status: _of(status, label)["refreshes"] > count, None), label)
+    asked = _Asked(path, label)
+    asked.ask()
+    status = _of(_wait(path, asked.is_done, None), label)
     if status["refresh_problem"]:
         raise MountError(f"cannot refresh {directory}: {status['refresh_problem']}")
     return status
+
+
+class _Asked:
+    """The workers that were asked to refresh, by pid, and how many refreshes each has to be beyond when it is done.
+
+    Only one is asked, unless it is replaced meanwhile: then its successor, which knows nothing of it and counts anew.
+    """
+
+    def __init__(self, path: Path, label: str | None) -> None:
+        self._path, self._label = path, label
+        self._counts: dict[int, int] = {}
+
+    def ask(self) -> None:
+        """Raises MountError: it does not answer, or has no such repository."""
+        named: dict[str, Any] = {} if self._label is None else {"repository": self._label}
+        answer = ask(self._path, "refresh", **named)
+        if answer["refreshes"] is None:
+            raise MountError(f"no repository {self._label!r} is configured, or none of that name is in use")
+        self._counts[answer["worker_pid"]] = answer["refreshes"]
+
+    def is_done(self, status: dict[str, Any]) -> bool:
+        """Raises MountError, as `ask`."""
+        count = self._counts.get(status["worker_pid"])
+        if count is None:
+            self.ask()
+            return False
+        refreshes: int = _of(status, self._label)["refreshes"]
+        return refreshes > count
 
 
 def _of(status: dict[str, Any], label: str | None) -> dict[str, Any]:
@@ -70,13 +101,12 @@ def _wait(path: Path, done: Callable[[dict[str, Any]], bool], problem: str | Non
     """The first status for which `done` holds. A worker that is being replaced may leave a question unanswered."""
     deadline = time.monotonic() + _DEADLINE_S
     while time.monotonic() < deadline:
-        try:
+        status: dict[str, Any] = {}
+        with suppress(MountError):
             status = ask(path, "status")
-        except MountError:
-            status = None
-        if status is not None and done(status):
-            return status
-        if status is not None and problem and status[problem]:
+            if done(status):
+                return status
+        if problem and status.get(problem):
             raise MountError(f"cannot reload: {status[problem]}")
         time.sleep(_POLL_S)
     raise MountError(f"nothing has changed within {_DEADLINE_S:g} s; see the log of the mount")

@@ -12,6 +12,7 @@ from cvfs.filesystem import FileSystem
 from cvfs.fuse.invalidate import Changes, find_changes
 from cvfs.model import Manifest
 from cvfs.mount.client import Client
+from cvfs.mount.followers import Following
 from cvfs.mount.freshness import Vigil
 from cvfs.repository import Repository
 
@@ -31,7 +32,7 @@ class Refresher:
     """Asks for the newest revision now and then, and when told to, and switches `filesystem` to it.
 
     `announce(new, old)` is called before a switch, so that it can be finished by another process if this one dies;
-    `settled()` when the kernel has been told.
+    `settled()` when the kernel has been told, and no process goes by the old revision any more.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Refresher:
         filesystem: FileSystem,
         settings: Settings,
         invalidate: Invalidate,
-        announce: Callable[[Manifest, Manifest], Awaitable[None]],
+        announce: Callable[[Manifest, Manifest], Awaitable[Following]],
         settled: Callable[[], None],
     ) -> None:
         self._client, self._filesystem, self._settings = client, filesystem, settings
@@ -51,6 +52,10 @@ class Refresher:
         self.count = 0
         self._is_busy = False
         self.problem = ""
+        self._untold = Changes()
+        """What the kernel may believe something old of."""
+        self._following: Following | None = None
+        """Who has yet to follow the last switch; None: nobody, and the kernel has been told since."""
         client.mirrors.network.listeners.append(self._someone_answers_again)
 
     def _someone_answers_again(self) -> None:
@@ -70,8 +75,11 @@ class Refresher:
             await self._done.wait()
 
     async def run(self) -> None:
-        """Refresh whenever that is requested, and at intervals; sooner where the last answer was not good."""
+        """Refresh whenever that is requested, and at intervals; sooner where the last answer was not good, and at once
+        where it is not known how long what is shown is signed for: what an earlier worker accepted was not stored."""
         retry_s, longest_s = _RETRY_S
+        if self._client.heads.head is None:
+            self._wanted.set()
         while True:
             self._vigil.look()
             heads, interval_s = self._client.heads, self._settings.refresh_s
@@ -85,6 +93,7 @@ class Refresher:
     async def _try(self) -> None:
         was_troubled, self._is_busy = bool(self._client.heads.problem), True
         try:
+            await self._follow_up()
             await self.refresh()
         except CvfsError as error:
             self.problem = str(error)
@@ -116,18 +125,42 @@ class Refresher:
         """Go on with `new`, and have the kernel forget what is not so any more."""
         old = self._filesystem.repository
         changes = await find_changes(old, new)
-        await self._announce(new.manifest, old.manifest)
+        following = await self._announce(new.manifest, old.manifest)
         self._filesystem.switch(new)
-        await self._tell(changes)
+        await self._tell(changes, following)
         log.info("switched to revision %d: %d names changed", new.manifest.revision, len(changes.names))
 
     async def finish(self, previous: Manifest) -> None:
-        """Tell the kernel of a switch from `previous` that another process had begun."""
+        """Have everybody know of a switch from `previous` that another process had begun, but may not have told of."""
         now = self._filesystem.repository
-        await self._tell(await find_changes(now.at(previous), now))
+        changes = await find_changes(now.at(previous), now)
+        await self._tell(changes, await self._announce(now.manifest, previous))
 
-    async def _tell(self, changes: Changes) -> None:
-        await self._invalidate(changes)
+    async def _tell(self, changes: Changes, following: Following) -> None:
+        self._untold.names += changes.names
+        self._untold.directories |= changes.directories
+        self._following, following.listener = following, self._wanted_now
+        await self._tell_kernel()
+
+    async def _tell_kernel(self) -> None:
+        """It is settled only where all had followed before the kernel was told: a process that is held up answers what
+        it has already read by the old revision when it goes on, and the kernel believes that."""
+        have_followed = self._following is None or self._following.complete.is_set()
+        await self._invalidate(self._untold)
         await trio.sleep(AGAIN_S)
-        await self._invalidate(changes)
-        self._settled()
+        await self._invalidate(self._untold)
+        if have_followed:
+            self._untold, self._following = Changes(), None
+            self._settled()
+
+    async def _follow_up(self) -> None:
+        """See to those who had not followed in time."""
+        if self._following is None:
+            return
+        if self._following.complete.is_set():
+            await self._tell_kernel()
+        else:
+            self._following.repeat()
+
+    def _wanted_now(self) -> None:
+        self._wanted.set()

@@ -1,7 +1,8 @@
 """Keeping the repositories of a mount at their newest revisions: in one worker, for all of them."""
 
 import logging
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from cvfs.fuse.invalidate import Changes
 from cvfs.inodes import ROOT_INODE
 from cvfs.model import Manifest
 from cvfs.mount.control import Answers
+from cvfs.mount.followers import Following
 from cvfs.mount.member import Member, Opened
 from cvfs.mount.mounted import ALONE, Mounted
 from cvfs.mount.refresh import Invalidate, Refresher
@@ -23,7 +25,7 @@ log = logging.getLogger(__name__)
 _AGAIN_S: Final = 5.0
 """Until a switch is tried again that a page is lacking for."""
 
-Announce = Callable[[str, Manifest], Awaitable[None]]
+Announce = Callable[[str, Manifest], Awaitable[Following]]
 """Tells the other workers that a repository, by its label, switches. Called before the switch."""
 
 
@@ -32,7 +34,14 @@ def refresh_answer(request: MountRequest, refreshing: "Refreshing") -> Answers:
     if not request.all and request.revision is not None:
         return {}
     alone = None if request.all else ALONE
-    return {"refresh": lambda asked: refreshing.request(asked.get("repository", alone))}
+
+    def answer(asked: Mapping[str, Any]) -> dict[str, Any]:
+        label = asked.get("repository", alone)
+        if label is not None and not isinstance(label, str):
+            return {"error": "wanted the name of a repository"}
+        return {**refreshing.request(label), "worker_pid": os.getpid()}
+
+    return {"refresh": answer}
 
 
 class Refreshing:
@@ -114,14 +123,16 @@ class Refreshing:
         while (previous := self._shown.previous(label)) is not None:
             try:
                 await self._refreshers[label].finish(previous)
+                break
             except CvfsError as error:  # a page that tells what changed cannot be had now
                 log.warning("the kernel is still to be told of what changed in %s: %s", label or "the mount", error)
                 await trio.sleep(_AGAIN_S)
         await self._refreshers[label].run()
 
-    async def _tell(self, label: str, new: Manifest, old: Manifest) -> None:
-        self._shown.switch(label, new, old)
-        await self._announce(label, new)
+    async def _tell(self, label: str, new: Manifest, old: Manifest) -> Following:
+        """The kernel may still believe something of an older one than `old`, if not all have followed that switch."""
+        self._shown.switch(label, new, self._shown.previous(label) or old)
+        return await self._announce(label, new)
 
     async def _adopt(self, label: str) -> None:
         if self._mounted.member(label) is None:

@@ -13,35 +13,31 @@ from typing import Any, Final
 import trio
 
 from cvfs.errors import CvfsError
-from cvfs.format.manifest import decode_manifest, encode_manifest
+from cvfs.format.manifest import decode_manifest
 from cvfs.fuse.kernel import open_device
 from cvfs.fuse.link import LISTENER, Message
 from cvfs.fuse.mounting import take_away
 from cvfs.fuse.orders import Orders
 from cvfs.fuse.worker import Worker
-from cvfs.model import Manifest
+from cvfs.mount import counting
 from cvfs.mount.client import Ground, open_ground, single
 from cvfs.mount.control import Answers, serve_control
+from cvfs.mount.counting import Counting
 from cvfs.mount.exporter import export
+from cvfs.mount.followers import Followers
 from cvfs.mount.logs import Recent, setup_logging
 from cvfs.mount.member import Member, Opened
 from cvfs.mount.mounted import Mounted, follow, mounted_by
 from cvfs.mount.point import prepare_mount_point
+from cvfs.mount.refresh import Invalidate
 from cvfs.mount.refreshing import Refreshing, refresh_answer
 from cvfs.mount.request import MountRequest
 from cvfs.mount.runtime import Runtime
 from cvfs.mount.served import ServedMount
 from cvfs.mount.shown import Shown
-from cvfs.mount.sums import Counts, counts_of, with_counts
 from cvfs.mount.worker import lock
 
 log = logging.getLogger(__name__)
-
-_SWITCHED_S: Final = 2.0
-"""For the other workers to follow a switch: each does so in its loop, at once."""
-
-_COUNTED_S: Final = 0.5
-"""For the other workers to say what they have counted: who asks for the status has little patience."""
 
 _SWITCH_S: Final = 0.0005
 """How long a thread that decompresses or hashes may keep the interpreter from the loop; Python's own 5 ms would be
@@ -72,12 +68,6 @@ class _Assembly:
     def __init__(self, request: MountRequest, orders: Orders, recent: Recent, leave: Callable[[], None]) -> None:
         self._request, self._orders, self._recent, self._leave = request, orders, recent, leave
         self._runtime = Runtime(request.settings.runtime)
-        self._announcing = trio.Lock()
-        self._unswitched: set[tuple[int, str]] = set()
-        self._all_switched = trio.Event()
-        self._counts: dict[int, Counts] = {}
-        self._silent: set[int] = set()
-        self._all_counted = trio.Event()
 
     async def serve(self) -> None:
         request, orders = self._request, self._orders
@@ -106,7 +96,8 @@ class _Assembly:
         path, inode = self._runtime.identity_of(directory)
         shown_in = self._runtime.shown_of(directory, self._orders.supervisor)
         shown.attach(shown_in)
-        unlink = {str(path): inode} | {str(file): None for file in shown.files()}
+        others = *shown.files(), *counting.files(shown_in, self._orders.count)
+        unlink = {str(path): inode} | {str(file): None for file in others}
         self._orders.hold({LISTENER: listener.detach()}, shown=str(shown_in), unlink=unlink)
 
     async def _serve(self, mounted: Mounted, ground: Ground, shown: Shown, until_started: contextlib.ExitStack) -> None:
@@ -125,20 +116,10 @@ class _Assembly:
             orders.say("started", what=what, warnings=[event.message for event in self._recent.events])
 
         async with trio.open_nursery() as nursery:
-            orders.handlers = {
-                "switch": partial(self._switch, mounted),
-                "switched": self._has_switched,
-                "count": partial(self._count, mount),
-                "counts": self._has_counted,
-            }
+            counts = Counting(Path(orders.state["shown"]), orders.slot, orders.count, mount.status, self._tell_others)
+            orders.handlers = {"switch": partial(self._switch, mounted), "count": counts.answer}
             if orders.slot == 0:
-                mount.refreshing = Refreshing(mounted, shown, worker.invalidate, self._announce, nursery)
-                orders.handlers["opened"] = partial(_adopt, mount.refreshing)
-                answers: Answers = {"status": partial(self._status, mount), "reload": self._reload}
-                nursery.start_soon(self._answer, {**answers, **refresh_answer(request, mount.refreshing)})
-                nursery.start_soon(mount.refreshing.run)
-                if request.settings.metrics:
-                    nursery.start_soon(export, request.settings.metrics, self._runtime)
+                self._lead(mount, mounted, shown, counts, worker.invalidate, nursery)
             else:
                 mounted.on_open = partial(self._tell_of, shown)
             await worker.serve(started)
@@ -146,61 +127,53 @@ class _Assembly:
         if orders.state.get("unmounted"):
             log.info("unmounted %s", request.directory)
 
+    def _lead(
+        self,
+        mount: ServedMount,
+        mounted: Mounted,
+        shown: Shown,
+        counts: Counting,
+        invalidate: Invalidate,
+        nursery: trio.Nursery,
+    ) -> None:
+        """What one worker does for all: ask for new revisions, and answer who asks about the mount."""
+        orders, request = self._orders, self._request
+        followers = Followers(orders, nursery)
+        refreshing = mount.refreshing = Refreshing(mounted, shown, invalidate, followers.announce, nursery)
+        orders.handlers |= {
+            "relayed": followers.receive_receipt,
+            "switched": followers.receive_confirmation,
+            "counts": counts.take,
+            "opened": lambda order: refreshing.adopt(order["label"]),
+        }
+        answers: Answers = {"status": lambda _: counts.whole_status(), "reload": self._reload}
+        nursery.start_soon(self._answer, {**answers, **refresh_answer(request, refreshing)})
+        nursery.start_soon(refreshing.run)
+        if request.settings.metrics:
+            nursery.start_soon(export, request.settings.metrics, self._runtime)
+
     async def _answer(self, answers: Answers) -> None:
         listener = socket.socket(fileno=os.dup(self._orders.descriptors[LISTENER]))
         listener.setblocking(False)
         await serve_control(trio.SocketListener(trio.socket.from_stdlib_socket(listener)), answers)
 
-    async def _status(self, mount: ServedMount, _: Mapping[str, Any]) -> dict[str, Any]:
-        """What this worker says, with what the others have counted, or had when they answered last."""
-        if self._orders.count > 1:
-            self._silent |= set(range(1, self._orders.count))
-            if self._all_counted.is_set():
-                self._all_counted = trio.Event()
-            self._orders.say("relay", message={"type": "count"})
-            with trio.move_on_after(_COUNTED_S):
-                await self._all_counted.wait()
-        return with_counts(mount.status(), self._counts.values())
-
-    def _count(self, mount: ServedMount, _: Message) -> None:
-        message = {"type": "counts", "slot": self._orders.slot, "counts": counts_of(mount.status())}
+    def _tell_others(self, message: Message) -> None:
         self._orders.say("relay", message=message)
 
-    def _has_counted(self, message: Message) -> None:
-        """Harmless in a worker that has not asked."""
-        self._counts[message["slot"]] = message["counts"]
-        self._silent.discard(message["slot"])
-        if not self._silent:
-            self._all_counted.set()
-
-    async def _announce(self, label: str, manifest: Manifest) -> None:
-        """To the other workers, which switch too."""
-        others = {(slot, label) for slot in range(1, self._orders.count)}
-        async with self._announcing:
-            if not others:
-                return
-            self._unswitched, self._all_switched = others, trio.Event()
-            message = {"type": "switch", "label": label, "manifest": encode_manifest(manifest).decode()}
-            self._orders.say("relay", message=message)
-            with trio.move_on_after(_SWITCHED_S):
-                await self._all_switched.wait()
-
     def _switch(self, mounted: Mounted, order: Message) -> None:
+        """Say who has, for there may be two workers of a slot: one that begins, and one that ends."""
+        manifest = decode_manifest(order["manifest"].encode())
         member = mounted.member(order["label"])
         if member is not None and member.opened is not None:
             filesystem = member.opened.filesystem
-            filesystem.switch(filesystem.repository.at(decode_manifest(order["manifest"].encode())))
-        self._orders.say("relay", message={"type": "switched", "slot": self._orders.slot, "label": order["label"]})
-
-    def _has_switched(self, order: Message) -> None:
-        self._unswitched.discard((order["slot"], order["label"]))
-        if not self._unswitched:
-            self._all_switched.set()
+            filesystem.switch(filesystem.repository.at(manifest))
+        about = {"label": order["label"], "revision": manifest.revision}
+        self._tell_others({"type": "switched", "pid": os.getpid(), **about})
 
     def _tell_of(self, shown: Shown, member: Member, opened: Opened) -> None:
         """The first worker keeps new what any has opened. It may have switched while this one was being opened."""
         follow(shown, member.label, opened.filesystem)
-        self._orders.say("relay", message={"type": "opened", "label": member.label})
+        self._tell_others({"type": "opened", "label": member.label})
 
     def _reload(self, _: Mapping[str, Any]) -> dict[str, Any]:
         self._orders.problem = ""
@@ -220,7 +193,3 @@ class _Assembly:
             "requests_interrupted": counts.interrupted,
             "replies_refused": counts.refused,
         }
-
-
-def _adopt(refreshing: Refreshing, order: Message) -> None:
-    refreshing.adopt(order["label"])

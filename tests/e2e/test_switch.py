@@ -3,6 +3,7 @@
 import contextlib
 import mmap
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from cvfs.mount.changing import refresh_mount
 from cvfs.mount.runtime import Runtime
 from tests.e2e.host import PYTHON, Host, Store, kill, run, wait_until
+from tests.e2e.supervised import copy_code, supervisor_of, workers
 
 OPTIONS = [("-o", "invalidate=epoch"), ("-o", "invalidate=exact"), ()]
 
@@ -176,10 +178,57 @@ def test_switch_that_a_dead_worker_had_begun_is_finished(host: Host, filled: Sto
     command = subprocess.Popen([*PYTHON, "-m", "cvfs", "refresh", mount], env=host.environment)
     wait_until(lambda: host.status(mount)["revision"] == 2)
     kill(asking)
-    command.terminate()  # its count of refreshes began anew
-    command.wait(10)
-    wait_until(lambda: host.status(mount)["revision"] == 2)
+    assert command.wait(20) == 0  # it has asked the successor too
+    assert host.status(mount)["revision"] == 2
     wait_until(lambda: not host.status(mount)["switching"])
     assert (mount / "a/new").read_bytes() == b"new"
     assert "goes" not in os.listdir(mount / "a")
+    host.umount(mount)
+
+
+@pytest.mark.parametrize("engine", ["channel"])
+def test_a_switch_is_not_over_while_a_worker_has_not_followed(host: Host, filled: Store, tree: Path) -> None:
+    """It may answer by the old revision when it goes on: then the kernel is told again."""
+    mount = host.mount(filled.path, "--workers", "2")
+    wait_until(lambda: host.status(mount)["workers"] == 2)
+    (other,) = set(workers(supervisor_of(host, mount))) - {host.status(mount)["worker_pid"]}
+    assert not (mount / "a/new").exists()
+    change(filled, tree)
+    os.kill(other, signal.SIGSTOP)
+    try:
+        host.cvfs("refresh", mount)
+        status = host.status(mount)
+        assert (status["revision"], status["switching"], status["workers"]) == (2, True, 1)
+        assert (mount / "a/new").read_bytes() == b"new"
+    finally:
+        os.kill(other, signal.SIGCONT)
+    wait_until(lambda: not host.status(mount)["switching"])
+    host.umount(mount)
+
+
+_BEGINNING = "        orders, request = self._orders, self._request\n        mount = ServedMount("
+
+
+@pytest.mark.parametrize("engine", ["channel"])
+def test_a_worker_that_takes_over_goes_on_with_the_newest(
+    host: Host, filled: Store, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its only predecessor has switched after it had opened the repository, and before it took over."""
+    monkeypatch.chdir("/")
+    code, gate, there = copy_code(host, tmp_path) / "cvfs/mount/supervised.py", tmp_path / "gate", tmp_path / "there"
+    mount = host.mount(filled.path)
+    gate.touch()
+    whole = code.read_text()
+    assert whole.count(_BEGINNING) == 1
+    wait = f"        Path({str(there)!r}).touch()\n        while Path({str(gate)!r}).exists(): os.sched_yield()\n"
+    code.write_text(whole.replace(_BEGINNING, wait + _BEGINNING))
+    reload = subprocess.Popen([*PYTHON, "-m", "cvfs", "reload", mount], env=host.environment)
+    wait_until(there.exists)
+    change(filled, tree)
+    host.cvfs("refresh", mount)
+    gate.unlink()
+    assert reload.wait(30) == 0
+    status = host.status(mount)
+    assert (status["generation"], status["revision"]) == (1, 2)
+    assert (mount / "a/new").read_bytes() == b"new"
     host.umount(mount)
