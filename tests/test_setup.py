@@ -23,7 +23,7 @@ def test_what_is_installed_is_removed_again(cvfs: Command, tmp_path: Path) -> No
     assert {path.name for path in files} >= units | {"mount.cvfs", "cvfs.8", "cvfs", "_cvfs", "cvfs.fish"}
     assert all(stat.S_IMODE(path.stat().st_mode) == (0o755 if path.name == "mount.cvfs" else 0o644) for path in files)
     _check_units(prefix / "etc/systemd/system")
-    _check_helper(prefix / "sbin/mount.cvfs")
+    _check_helper(prefix / "sbin/mount.cvfs", tmp_path)
     _check_completion(prefix / "usr/share/bash-completion/completions/cvfs")
     assert "\n.SH CVFS MOUNT\n" in (prefix / "usr/local/share/man/man8/cvfs.8").read_text()
     assert cvfs.ok("setup", "--prefix", prefix).count(b"\n") == len(files)  # again, as after an upgrade
@@ -41,8 +41,10 @@ def _check_units(units: Path) -> None:
     assert "python" in text
 
 
-def _check_helper(helper: Path) -> None:
-    """It runs from an empty environment, and says in mount(8)'s own numbers what went wrong."""
+def _check_helper(helper: Path, directory: Path) -> None:
+    """It runs from an empty environment, and says in mount(8)'s own numbers what went wrong. Root calls it in whatever
+    directory he is in: no code of that runs."""
+    (directory / "getopt.py").write_text("raise SystemExit('code of the directory')\n")
     for words, status, why in (
         (["only-one"], 1, "wanted SPEC DIRECTORY"),
         (["-N", "x", "a", "b"], 1, "wanted SPEC DIRECTORY"),
@@ -50,7 +52,9 @@ def _check_helper(helper: Path) -> None:
         (["nowhere", "/", "-o", "rw"], 32, "neither configured"),
         (["nowhere", "/", "-f", "-v", "-o", "anything"], 0, ""),
     ):
-        outcome = subprocess.run([helper, *words], check=False, capture_output=True, text=True, env={}, timeout=30)
+        outcome = subprocess.run(
+            [helper, *words], check=False, capture_output=True, text=True, env={}, timeout=30, cwd=directory
+        )
         assert outcome.returncode == status
         assert why in outcome.stderr
         assert outcome.stderr.count("\n") == (1 if why else 0)

@@ -68,9 +68,12 @@ def _files() -> Iterator[tuple[str, str]]:
 
 
 def _python(module: str) -> str:
-    """The command that runs a module with this interpreter, from wherever its code is; in words for a shell."""
+    """The command that runs a module with this interpreter, from wherever its code is; in words for a shell.
+
+    -P: who runs it, root for one, may be in a directory where others have put a Python file by the name of a module.
+    """
     root = str(Path(cvfs.__file__).parents[1])
-    words = [sys.executable, "-m", module]
+    words = [sys.executable, "-P", "-m", module]
     if root not in site.getsitepackages():
         words = ["/usr/bin/env", f"PYTHONPATH={root}", *words]
     return shlex.join(words)

@@ -136,7 +136,8 @@ async def _open(url: str, settings: Settings) -> str:
 def _run(line: Sequence[str], mounts: dict[Path, list[str]], settings: Settings) -> int:
     if Path("/") in mounts:
         raise ConfigError("a repository cannot be mounted on /: name another directory")
-    program = [sys.executable, "-m", "cvfs", "mount"]
+    # -P: the caller's directory may have a Python file by the name of a module.
+    program = [sys.executable, "-P", "-m", "cvfs", "mount"]
     root = os.fspath(Path(cvfs.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     environment |= {TABLE[name].variable: os.fspath(getattr(settings, name)) for name in _CACHE}

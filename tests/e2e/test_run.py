@@ -113,6 +113,15 @@ def test_a_store_beside_the_caller(plain: Plain) -> None:
     assert list(mine.iterdir()) == []
 
 
+def test_no_code_of_the_directory_runs(plain: Plain, served: Server) -> None:
+    directory = plain.home / "modules"
+    directory.mkdir()
+    for name in ("queue", "getopt", "logging"):
+        (directory / f"{name}.py").write_text("raise SystemExit('code of the directory')\n")
+    safely = (sys.executable, "-P", *RUN[1:])
+    assert plain(*safely, f"{served.url}:/sw", "--", "cat", "/sw/hello", directory=directory).stdout == b"two\n"
+
+
 def test_signals_to_it_alone_reach_the_command(plain: Plain, served: Server) -> None:
     names = ("TERM", "HUP", "INT", "QUIT", "USR1")
     traps = "".join(f"trap 'echo {name}' {name};" for name in names)
