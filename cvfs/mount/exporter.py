@@ -40,19 +40,19 @@ async def export(address: str, runtime: Runtime) -> None:
     of this user has. Where that cannot be, it is logged, and tried again."""
     complaint = ""
     while True:
-        async with _turn(address, runtime):
-            try:
+        try:
+            async with _turn(address, runtime):
                 await _export(address, runtime)
-            except (OSError, ConfigError) as error:
-                if str(error) != complaint:
-                    complaint = str(error)
-                    log.warning("no metrics at %s: %s", address, complaint)
+        except (OSError, ConfigError) as error:
+            if str(error) != complaint:
+                complaint = str(error)
+                log.warning("no metrics at %s: %s", address, complaint)
         await trio.sleep(_WRITE_S)
 
 
 @asynccontextmanager
 async def _turn(address: str, runtime: Runtime) -> AsyncIterator[None]:
-    """Wait until this process is the one that answers, and be it."""
+    """Wait until this process is the one that answers, and be it. Raises OSError: the runtime directory is gone."""
     name = f"metrics-{hashlib.sha256(address.encode()).hexdigest()[:16]}.lock"
     descriptor = os.open(runtime.directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

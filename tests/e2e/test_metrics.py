@@ -1,15 +1,22 @@
 """Metrics, as Prometheus finds them: on real mounts, read by curl and by Prometheus' own parser."""
 
+import os
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 from prometheus_client.parser import text_string_to_metric_families
 
+from cvfs.mount.exporter import export
 from cvfs.mount.metrics import MAX_REPOSITORIES, NAMES, exposition
-from tests.e2e.host import ROOT, Host, Server, run, wait_until
+from cvfs.mount.runtime import Runtime
+from tests.e2e.host import ROOT, Host, Server, kill, run, wait_until
+from tests.e2e.supervised import supervisor_of, workers
 
 Samples = dict[tuple[str, ...], float]
 
@@ -81,6 +88,57 @@ def test_what_cannot_be_used_is_said(auto_host: Host, zoo_server: Server) -> Non
     mount = auto_host.mount(zoo_server.url, "--metrics", f"unix:{auto_host.top}/no/such/socket")
     wait_until(lambda: "no metrics at" in auto_host.log())
     auto_host.umount(mount)
+
+
+def test_a_runtime_directory_that_is_gone_and_comes_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As at a logout: a worker must not end for it, or each of its successors would too."""
+    runtime, address = Runtime(tmp_path / "run"), tmp_path / "metrics"
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(export, f"unix:{address}", runtime)
+            await trio.testing.wait_all_tasks_blocked()
+            assert "no metrics at" in caplog.text
+            runtime.directory.mkdir()
+            await trio.sleep(60)  # of the clock of the test
+            assert address.is_socket()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize("engine", ["channel"])
+def test_sums_over_workers_are_right_and_outlive_them(host: Host, zoo_server: Server) -> None:
+    """Each worker answers while the other is stopped, so each has its part in the sum; then each dies."""
+    mount = host.mount(zoo_server.url, "--workers", "2", "--metrics", f"unix:{host.top}/metrics")
+    supervisor = supervisor_of(host, mount)
+    wait_until(lambda: host.status(mount)["workers"] == 2)
+    first = host.status(mount)["worker_pid"]
+    (second,) = set(workers(supervisor)) - {first}
+    before = host.status(mount)["requests"].get("LOOKUP", 0)
+    for stopped, count in ((first, 30), (second, 12)):
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            for number in range(count):
+                assert not (mount / f"missing-{stopped}-{number}").exists()
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+    assert host.status(mount)["requests"]["LOOKUP"] - before == 42
+    assert _lookups(host, mount) - before == 42
+    for gone in (second, first):
+        kill(gone)
+        wait_until(lambda: host.status(mount).get("workers") == 2)
+        assert host.status(mount)["requests"]["LOOKUP"] - before == 42
+        assert _lookups(host, mount) - before == 42
+    wait_until(lambda: host.status(mount).get("restarts") == 2)
+    host.umount(mount)
+    left = [path.name for path in (host.top / "run").iterdir()]
+    assert [name for name in left if not name.startswith("metrics-")] == []  # whose lock is of no mount
+
+
+def _lookups(host: Host, mount: Path) -> float:
+    wait_until((host.top / "metrics").is_socket)
+    return _scrape(host.top / "metrics")["cvfs_requests_total"][str(mount), "LOOKUP"]
 
 
 def test_any_name_can_be_a_label() -> None:
