@@ -34,9 +34,13 @@ class Vigil:
 
 
 def expired(heads: Heads) -> ExpiredError:
-    """What is to be said of a head that has expired."""
+    """What is to be said of a head that has expired, or that is not known."""
     head = heads.head
-    assert head is not None
+    if head is None:
+        return ExpiredError(
+            "nothing says until when what is served is signed: another process has found that out, and could not "
+            "write it down (see the log, and cvfs doctor for the state directory)"
+        )
     until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(head.trusted.expires_s))
     return ExpiredError(
         f"revision {head.manifest.revision} of {head.manifest.repository} was signed until {until}: newer ones "
@@ -72,12 +76,16 @@ class StrictFileSystem(FileSystem):
         self._heads = heads
 
     def _check(self) -> float:
-        """For how long an answer of this moment holds."""
-        if self._heads.is_expired:
-            self._heads.recall()
-        if self._heads.is_expired:
-            raise expired(self._heads)
-        return min(self._heads.fresh_s, _KEPT_S)
+        """For how long an answer of this moment holds.
+
+        Another process may have accepted what is signed for a shorter time than the known head, so what it has written
+        down is looked for also while that is fresh. Without a head nobody vouches for anything.
+        """
+        heads = self._heads
+        heads.recall()
+        if heads.head is None or heads.is_expired:
+            raise expired(heads)
+        return min(heads.fresh_s, _KEPT_S)
 
     def lookup_nowait(self, parent: int, name: bytes) -> Node:
         lasting_s = self._check()

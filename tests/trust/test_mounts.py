@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cvfs.errors import ExpiredError
+from cvfs.mount.freshness import StrictFileSystem
 from cvfs.trust.names import TIMESTAMP
 from tests.command import Command, wait_until
 from tests.small_store import SmallStore
@@ -152,3 +154,35 @@ def scanning(directory: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def test_strict_obeys_what_others_have_accepted_and_nobody_means_no() -> None:
+    """Only one worker asks for news; the others have to see it in what that has stored, also before the old expiry."""
+
+    class Known:
+        """A head that is signed for `fresh_s` more seconds, and what another process has written down."""
+
+        def __init__(self, fresh_s: float | None, stored_s: float | None) -> None:
+            self.fresh_s, self._stored_s = fresh_s, stored_s
+
+        @property
+        def head(self) -> object:
+            trusted = type("Trusted", (), {"expires_s": 0.0})
+            manifest = type("Manifest", (), {"revision": 1, "repository": "name"})
+            return None if self.fresh_s is None else type("Head", (), {"trusted": trusted, "manifest": manifest})
+
+        @property
+        def is_expired(self) -> bool:
+            return self.fresh_s is not None and self.fresh_s <= 0
+
+        def recall(self) -> None:
+            self.fresh_s = self._stored_s
+
+    for known_s, stored_s, lasting_s in ((3600, 3600, 60), (3600, 20, 20), (-1, 20, 20)):
+        strict = StrictFileSystem.__new__(StrictFileSystem)
+        strict._heads = Known(known_s, stored_s)  # type: ignore[assignment]
+        assert strict._check() == lasting_s
+    for known, stored, said in ((3600, -1, "was signed until"), (-1, -1, "was signed until"), (None, None, "nothing")):
+        strict._heads = Known(known, stored)  # type: ignore[assignment]
+        with pytest.raises(ExpiredError, match=said):
+            strict._check()
