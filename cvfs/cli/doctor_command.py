@@ -12,7 +12,7 @@ from cvfs.cli import common
 from cvfs.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cvfs.mount.doctor import Finding
+    from cvfs.mount.findings import Finding
 
 
 @click.command("doctor", epilog="Example: cvfs doctor software.example.org")
@@ -37,7 +37,8 @@ def command(url: str | None, as_json: bool) -> None:
 
 
 def _examine(url: str | None) -> Iterator["Finding"]:
-    from cvfs.mount.doctor import Finding, examine_host, examine_repository
+    from cvfs.mount.doctor import examine_host, examine_repository
+    from cvfs.mount.findings import Finding
 
     try:
         yield from examine_host(common.host_settings())

@@ -17,7 +17,7 @@ from cvfs.errors import CvfsError, TooLargeError, TooSlowError
 from cvfs.transport import file
 from cvfs.transport.attempt import Attempt
 from cvfs.transport.credentials import Auth, Credentials, load_credentials
-from cvfs.transport.http import Http
+from cvfs.transport.http import Http, environment_proxy
 from cvfs.transport.url import DIRECT, ENVIRONMENT, check_base_url, check_proxy, check_url, origin_of
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "check_base_url",
     "check_proxy",
     "check_url",
+    "environment_proxy",
     "load_credentials",
     "origin_of",
 ]

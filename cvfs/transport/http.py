@@ -136,6 +136,12 @@ def _make_request(url: str, headers: dict[str, str]) -> requests.PreparedRequest
     return request
 
 
+def environment_proxy(url: str) -> str | None:
+    """The address of the proxy by which ENVIRONMENT asks for `url`, None if there is none."""
+    proxy = requests.utils.select_proxy(url, _find_environment_proxies(url))
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+
+
 def _find_environment_proxies(url: str) -> dict[str, str]:
     """What http_proxy, https_proxy and no_proxy say; never a proxy for this machine itself: it could not reach that."""
     host = urlsplit(url).hostname or ""

@@ -1,14 +1,19 @@
 """`cvfs doctor`: everything that can be in the way of a mount, put there, is found, with what to do about it."""
 
+import email.utils
 import json
 import time
 from pathlib import Path
 
+import pytest
 from msgspec.structs import replace
 
 from cvfs.format.manifest import encode_manifest
+from cvfs.trust.names import TIMESTAMP
+from tests import servers
 from tests.e2e.host import PYTHON, Host, Server, kill, run, wait_until
-from tests.servers import refusing_port
+from tests.e2e.zoo import Zoo
+from tests.servers import FaultyServer, refusing_port
 from tests.small_store import SmallStore
 from tests.trust.test_mounts import expire
 
@@ -78,6 +83,46 @@ def test_servers_names_proxies_and_keys(auto_host: Host, zoo_server: Server) -> 
             status, found = _doctor(auto_host, *arguments)
             assert (status, found[test][0]) == (1, "failed"), arguments
             assert said in found[test][1]
+
+
+def test_addresses_that_are_none(auto_host: Host) -> None:
+    for wrong in ("http://h:99999", f"http://{'x' * 70}.example.org", "http://a..b"):
+        status, found = _doctor(auto_host, wrong)
+        assert (status, {name for name, (state, _) in found.items() if state == "failed"}) == (1, {"address"}), wrong
+
+
+def test_the_proxy_of_the_environment_is_the_way(auto_host: Host, zoo: Zoo) -> None:
+    """Where nothing else leads out, the servers' names are not even known."""
+    with FaultyServer(zoo.store.path) as proxy:
+        auto_host.environment |= {"http_proxy": f"127.0.0.1:{proxy.port}", "no_proxy": ""}
+        status, found = _doctor(auto_host, "http://mirror.invalid")
+        assert status == 0, found
+        assert found[f"server 127.0.0.1:{proxy.port}"] == ("ok", "takes connections")
+        assert not [name for name in found if "mirror.invalid" in name]
+        assert found["repository"][0] == "ok"
+    auto_host.environment["CVFS_START_DEADLINE_S"] = "1"
+    status, found = _doctor(auto_host, "http://mirror.invalid")
+    assert (status, found[f"server 127.0.0.1:{proxy.port}"][0]) == (1, "failed")
+
+
+@pytest.mark.parametrize("by_proxy", [False, True])
+def test_a_clock_that_is_not_that_of_the_server(auto_host: Host, zoo: Zoo, by_proxy: bool) -> None:
+    with FaultyServer(zoo.store.path) as server:
+        host = "mirror.invalid" if by_proxy else f"127.0.0.1:{server.port}"
+        auto_host.environment |= {"http_proxy": server.url if by_proxy else "", "no_proxy": ""}
+        asked = f"http://{host}/{TIMESTAMP}" if by_proxy else f"/{TIMESTAMP}"
+        for ahead_s, age_s, state, said in (
+            (0, 0, "ok", "as late"),
+            (7200, 0, "warning", "ahead of"),
+            (-7200, 0, "warning", "behind"),
+            (7200, 7200, "ok", "as late"),
+        ):
+            date = email.utils.formatdate(time.time() - ahead_s, usegmt=True)
+            answer = servers.status("200 OK", extra=f"Date: {date}\r\nAge: {age_s}\r\n")
+            server.misbehave(answer, asked, times=1)
+            status, found = _doctor(auto_host, f"http://{host}")
+            assert (status, found[f"clock by 127.0.0.1:{server.port}"][0]) == (0, state)
+            assert said in found[f"clock by 127.0.0.1:{server.port}"][1]
 
 
 def test_a_configuration_that_is_wrong(auto_host: Host, tmp_path: Path) -> None:
