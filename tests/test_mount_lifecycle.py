@@ -1,12 +1,15 @@
 """cvfs mount, umount and status on real mounts: how they begin, fail and end, and what must not be left of them."""
 
+import errno
 import json
+import logging
 import os
 import pwd
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,10 @@ import pytest
 
 from cvfs.cache.directory import LAYOUT
 from cvfs.format.manifest import encode_manifest
+from cvfs.mount.logs import Recent
+from cvfs.mount.point import is_dead
 from cvfs.mount.request import may_allow_other
+from cvfs.mount.unmounting import _explain
 from tests import servers
 from tests.command import Command, wait_until
 from tests.servers import FaultyServer
@@ -239,6 +245,43 @@ def test_busy_mount_says_who_uses_it(cvfs: Command, server: FaultyServer, mnt: P
         assert not cvfs.mounts()
         user.kill()
     wait_until(lambda: not cvfs.leftovers())
+
+
+def test_only_what_is_in_use_is_said_to_be(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w"):
+        for number, is_use in ((errno.EBUSY, True), (errno.EPERM, False)):
+            reason = f"cannot unmount {tmp_path}: {os.strerror(number)}"
+            assert (f"({os.getpid()})" in _explain(tmp_path, reason)) is is_use
+            assert (_explain(tmp_path, reason) == reason) is not is_use
+
+
+def test_a_mount_that_hangs_holds_one_thread_however_often_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, before = threading.Event(), threading.active_count()
+
+    def hang(_: Path) -> None:
+        answers.wait()
+        raise OSError(errno.ENOTCONN, "")
+
+    monkeypatch.setattr("os.statvfs", hang)
+    monkeypatch.setattr("cvfs.mount.point._PATIENCE_S", 0.01)
+    assert [is_dead(tmp_path) for _ in range(20)] == [False] * 20
+    assert threading.active_count() == before + 1
+    answers.set()
+    wait_until(lambda: threading.active_count() == before)
+    monkeypatch.setattr("cvfs.mount.point._PATIENCE_S", 10)
+    assert is_dead(tmp_path)
+
+
+def test_what_went_wrong_lately_can_be_read_while_more_goes_wrong() -> None:
+    recent = Recent()
+    record = logging.LogRecord("name", logging.ERROR, "path", 1, "message", (), None)
+    recent.emit(record)
+    for _ in recent.events:
+        recent.emit(record)
+    assert len(recent.events) == 2
+    assert recent.errors_since(0) == 2
 
 
 def test_umount_of_nothing(cvfs: Command, mnt: Path) -> None:

@@ -30,16 +30,21 @@ class Event:
 
 
 class Recent(logging.Handler):
-    """Holds the last warnings and errors, and counts them."""
+    """Holds the last warnings and errors, and counts them. From any thread."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.events: deque[Event] = deque(maxlen=_RECENT)
+        self._events: deque[Event] = deque(maxlen=_RECENT)
         self.warnings = self.errors = 0
         self._errors_at: deque[float] = deque(maxlen=_MOST_ERRORS)
 
+    @property
+    def events(self) -> list[Event]:
+        """A copy, made in one step: what is logged while somebody goes through the original would be an error there."""
+        return list(self._events)
+
     def emit(self, record: logging.LogRecord) -> None:
-        self.events.append(Event(record.created, record.levelname.lower(), record.getMessage()))
+        self._events.append(Event(record.created, record.levelname.lower(), record.getMessage()))
         if record.levelno >= logging.ERROR:
             self.errors += 1
             self._errors_at.append(record.created)
@@ -48,7 +53,7 @@ class Recent(logging.Handler):
 
     def errors_since(self, time_s: float) -> int:
         """Errors after `time_s`, up to some thousands."""
-        return sum(at >= time_s for at in self._errors_at)
+        return sum(at >= time_s for at in list(self._errors_at))
 
 
 class Moderation:

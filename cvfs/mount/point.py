@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 from pathlib import Path
+from typing import Final
 
 from cvfs.fuse.kernel import SUBTYPE, check_mount_point, unmount
 from cvfs.fuse.mountinfo import MountInfo, find_mount
@@ -30,20 +31,41 @@ def is_ours(mounted: MountInfo) -> bool:
 
 def is_dead(directory: Path) -> bool:
     """Whether a mount answers "Transport endpoint is not connected". One that does not answer at all is not dead."""
-    outcome: list[int] = []
+    with _probing:
+        probe = _probes.get(directory)
+        if probe is None:
+            probe = _probes[directory] = _Probe(directory)
+            probe.start()
+    probe.join(_PATIENCE_S)
+    return probe.error in (errno.ENOTCONN, errno.ECONNABORTED)
 
-    def look() -> None:
+
+class _Probe(threading.Thread):
+    """One question to a mount; `error` is an errno, 0 if it answered, None as long as it has not.
+
+    A thread, because a system call on a mount that hangs cannot be given a deadline.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(name=f"probe of {directory}", daemon=True)
+        self._directory = directory
+        self.error: int | None = None
+
+    def run(self) -> None:
         try:
-            os.statvfs(directory)  # unlike the answer of stat(2), its is never cached
-            outcome.append(0)
+            os.statvfs(self._directory)  # unlike the answer of stat(2), its is never cached
+            self.error = 0
         except OSError as error:
-            outcome.append(error.errno or 0)
+            self.error = error.errno
+        finally:
+            with _probing:
+                del _probes[self._directory]
 
-    # A thread, because a system call on a mount that hangs cannot be given a deadline.
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    thread.join(_PATIENCE_S)
-    return outcome[:1] in ([errno.ENOTCONN], [errno.ECONNABORTED])
+
+_probing: Final = threading.Lock()
+_probes: Final[dict[Path, _Probe]] = {}
+"""Those under way: who asks meanwhile waits for the same one. A mount that hangs is asked about every few seconds (each
+scrape of metrics does), and each question would leave a thread behind."""
 
 
 def canonical(directory: Path) -> Path:

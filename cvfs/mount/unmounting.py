@@ -1,6 +1,7 @@
 """The end of a mount, asked for from outside of the process that serves it."""
 
 import contextlib
+import errno
 import os
 import select
 from collections.abc import Iterator
@@ -51,6 +52,9 @@ def find_users(directory: Path) -> Iterator[str]:
 
 
 def _explain(directory: Path, reason: str) -> str:
+    """What to tell of `reason`. It is looked at as a text: fusermount3, a program of its own, has nothing else."""
+    if os.strerror(errno.EBUSY) not in reason:
+        return reason
     users = list(find_users(directory))
     if not users:
         return f"{reason} (cvfs umount --lazy {directory})"

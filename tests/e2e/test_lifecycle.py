@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from cvfs.errors import MountError
+from cvfs.mount.runtime import Runtime, ask
 from tests.e2e.host import (
     PYTHON,
     Host,
@@ -197,6 +199,24 @@ def test_umount_of_what_is_no_mount(auto_host: Host, filled: Store) -> None:
     for wrong in (auto_host.top, auto_host.top / "absent", Path("/proc")):
         error_line(auto_host.cvfs("umount", wrong, check=False))
     assert os.path.ismount("/proc")
+
+
+def test_a_reload_of_one_process_says_why_not(auto_host: Host, filled: Store) -> None:
+    auto_host.engine = "pyfuse3"
+    mount = auto_host.mount(filled.path)
+    line = error_line(auto_host.cvfs("reload", mount, check=False))
+    assert line.endswith("the engine pyfuse3 is one process; unmount it and mount it again")
+    auto_host.umount(mount)
+
+
+def test_a_question_that_makes_no_sense_harms_nobody(auto_host: Host, filled: Store) -> None:
+    mount = auto_host.mount(filled.path)
+    worker, socket = auto_host.status(mount)["worker_pid"], Runtime(auto_host.top / "run").socket_of(mount)
+    for wrong in ([], {}, 3):
+        with pytest.raises(MountError):
+            ask(socket, "refresh", repository=wrong)
+    assert auto_host.status(mount)["worker_pid"] == worker
+    auto_host.umount(mount)
 
 
 def test_umount_of_what_is_in_use(host: Host, filled: Store) -> None:
