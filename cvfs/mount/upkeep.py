@@ -1,6 +1,8 @@
 """What a client does for the cache now and then, so rarely that it cannot be noticed."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -18,19 +20,31 @@ _AGAIN_S = 3600.0
 
 async def keep_within_limits(quota: Quota) -> None:
     """Have the cache counted where that is needed, and give way to others on its disk, until cancelled."""
-    wait_s = 0.0 if not quota.ledger.read().is_known else _FIRST_S
+    wait_s = _FIRST_S
+    with _surviving():
+        wait_s = _FIRST_S if quota.ledger.read().is_known else 0.0
     while True:
         await trio.sleep(wait_s)
         wait_s = _AGAIN_S
-        try:
+        with _surviving():
             if not await trio.to_thread.run_sync(quota.maintain, abandon_on_cancel=True):
                 wait_s = _FIRST_S
-        except CacheError as error:
-            log.warning("%s", error)
 
 
 async def keep_pages_young(fetcher: Fetcher) -> None:
     """Keep the pages in memory from being evicted, until cancelled: a mount that is used for days reads none anew."""
     while True:
         await trio.sleep(_AGAIN_S)
-        await fetcher.touch_pages()
+        with _surviving():
+            await fetcher.touch_pages()
+
+
+@contextmanager
+def _surviving() -> Iterator[None]:
+    """Whatever goes wrong is logged, and tried again: a mount must not end by what it does in passing."""
+    try:
+        yield
+    except CacheError as error:
+        log.warning("%s", error)
+    except Exception:
+        log.exception("looking after the cache failed")

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from cvfs import pieces
 from cvfs.cache import Cache
@@ -21,6 +22,7 @@ from cvfs.format.pages import Child, decode_page, encode_inner, encode_leaf, enc
 from cvfs.inodes import Numbering
 from cvfs.mirrors import Mirrors, Network
 from cvfs.model import NO_CONTENT, BlobRef, Content, Digest, Entry, Location, Manifest, Record, Summary
+from cvfs.mount.upkeep import keep_pages_young, keep_within_limits
 from cvfs.transport import Transport
 from tests.core.world import Client, World, until
 from tests.small_store import SmallStore, make_entry
@@ -155,6 +157,33 @@ def test_a_page_is_answered_before_the_cache_has_it(world: World, monkeypatch: p
         world.run(work)
     finally:
         may_store.set()
+
+
+def test_what_nobody_expected_of_upkeep_ends_no_client(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and tried again an hour later."""
+
+    class Broken:
+        calls = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return self
+
+        def __call__(self) -> bool:
+            Broken.calls += 1
+            raise OSError("nobody expected that")
+
+        read = maintain = touch_pages = __call__
+
+    async def main() -> None:
+        broken: Any = Broken()
+        with trio.move_on_after(3 * 3600):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(keep_within_limits, broken)
+                nursery.start_soon(keep_pages_young, broken)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.05))
+    assert Broken.calls >= 6
+    assert len([record for record in caplog.records if record.exc_info]) == Broken.calls
 
 
 @pytest.mark.parametrize("what", ["page", "pack"])
