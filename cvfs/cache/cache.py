@@ -21,8 +21,8 @@ class Cache:
 
     def __init__(self, path: Path, limits: Limits = NO_LIMITS) -> None:
         self.directory = CacheDirectory(path)
-        self.index = InodeIndex(self.directory)
-        self.quota = Quota(self.directory, limits, self.index.pages)
+        self.quota = Quota(self.directory, limits, self._needed)
+        self.index = InodeIndex(self.directory, self.quota.evictor.evict)
         dropped = self.quota.evictor.note_dropped
         self.objects = DigestFiles(self.directory, "objects", partial(dropped, of_metadata=False))
         """Plain small objects, by content id."""
@@ -35,6 +35,10 @@ class Cache:
         """Put a verified page or manifest there, within the limit. Raises CacheError."""
         with self.quota.reserve(metadata=[len(stored)]) as reservation:
             reservation.fill(len(stored), lambda: self.blobs.store(name, stored))
+
+    def _needed(self) -> set[Digest]:
+        """Pages that must stay. The index itself comes after the quota: it has room made."""
+        return self.index.pages()
 
     def close(self) -> None:
         self.index.close()

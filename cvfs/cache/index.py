@@ -4,35 +4,61 @@ The kernel holds nothing but numbers, and the process that gave them out may be 
 before the kernel hears of it, and all processes of the host share it. It is needed only as long as a mount that was
 given numbers lives, so each boot begins a new one and a power cut can tear none: hence no syncs.
 
-Where there is no room for it on the disk it is kept in memory: what is mounted goes on.
+It is on the disk of the cache. What finds no space there, even after evicting, goes into files in the host's memory,
+which outlive this process as well; what finds none there either into its own memory, so that what is mounted goes on.
+The disk is tried again a little later. All parts are asked for a number, in this order, and a number that one has is
+not given out anew by another.
 """
 
 import contextlib
+import errno
 import logging
+import os
 import threading
+import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-from cvfs.cache import inode_table
-from cvfs.cache.directory import CacheDirectory
+from xxhash import xxh3_64_intdigest
+
+from cvfs.cache import index_files
+from cvfs.cache.directory import CacheDirectory, as_cache_error
 from cvfs.cache.index_files import FIRST_CAPACITY, IndexFiles
-from cvfs.cache.inode_table import Full, InodeTable
-from cvfs.cache.leaves import LeafList, Owner
+from cvfs.cache.index_part import Part
+from cvfs.cache.inode_table import Slot, size_of
+from cvfs.cache.leaves import Owner
+from cvfs.errors import CacheError, FormatError
 from cvfs.format.pages import Leaf
 from cvfs.inodes import ROOT_INODE, Identity, Numbering
 from cvfs.model import BlobRef, Digest
 
 log = logging.getLogger(__name__)
 
-_GROWTH = 2
+T = TypeVar("T")
+
+_REST_S = 10.0
+"""For how long a part that has failed is not written to."""
+
 _TRIM_AFTER = 4000
 """Entries. Each may touch a memory page of the map, around which the kernel maps up to 15 more."""
 
+_MOST_CONTESTS = 64
+"""Of entries for one number in one repository. Of honest ones not even two ever meet."""
+
 Numbers = Sequence[Sequence[int]]
 """The inode numbers of a leaf: one sequence for each group, parallel to its entries."""
+
+_OWN = 2
+"""The number of the part in the memory of this process, behind those of the places."""
+
+_WHERE = ("on disk", "of the host")
+_FIRST_BYTES = size_of(FIRST_CAPACITY)
+_ALL_BITS = (1 << 64) - 1
+_OPENERS = (index_files.open_on_disk, index_files.open_in_memory)
 
 
 class Place(NamedTuple):
@@ -44,46 +70,50 @@ class Place(NamedTuple):
 
 
 class InodeIndex:
-    """Numbers and places, for all repositories. `find` takes microseconds; `adopt` writes: call it in a thread."""
+    """Numbers and places, for all repositories. `find` takes microseconds; `adopt` writes: call it in a thread.
 
-    def __init__(self, directory: CacheDirectory) -> None:
-        self._lock = threading.Lock()
+    `evict(size)` makes room on the disk, if it can.
+    """
+
+    def __init__(self, directory: CacheDirectory, evict: Callable[[int], object] = lambda size: None) -> None:
+        self._cache, self._evict = directory.path, evict
+        self._roots = index_files.disk_root(directory.path), index_files.memory_root(directory.path)
+        self._lock, self._opening = threading.Lock(), threading.Lock()
         self._contested: dict[tuple[int, Identity], int] = {}
         self._touched = 0
-        self._files: IndexFiles | None = None
-        self._shared = False
-        self._leaves = LeafList(None)
-        try:
-            self._files = IndexFiles(directory.path)
-            self._table = self._files.first_table()
-            self._leaves = LeafList(self._files.leaves_fd)
-            self._shared = True
-        except (OSError, ValueError) as error:
-            log.warning("no inode index on disk (%s): it is kept in memory", error)
-            self._table = inode_table.in_memory(FIRST_CAPACITY)
+        self._slots: list[Part | None] = [None, None, None]
+        """One for each of the places, and one for the memory of this process."""
+        self._resting_until = [0.0, 0.0]
+        self._parts: tuple[Part, ...] = ()
+        """Those that are open, in order."""
+        next(self._usable())
+        self._open_those_there()
 
     def adopt(self, numbering: Numbering, page: BlobRef, leaf: Leaf) -> Numbers:
-        """The inode number of each record of `leaf`, the page `page` of a repository; `find` knows them from now on."""
+        """The inode number of each record of `leaf`, the page `page` of a repository; `find` knows them from now on.
+
+        Raises FormatError: its entries were made to have one number.
+        """
         identities = [numbering.entries(group.directory, group.entries) for group in leaf.groups]
         with self._lock:
-            try:
-                self._take_in((numbering.seed, page), identities)
-            except (OSError, ValueError) as error:
-                self._leave_disk(error)
-                self._put_leaf((numbering.seed, page), identities)
+            self._take_in((numbering.seed, page), list(chain.from_iterable(identities)))
             self._trim_sometimes(sum(map(len, identities)))
         return [self._numbers(numbering.seed, group) for group in identities]
 
     def find(self, number: int) -> Place | None:
-        """Where the record with this inode number stands; None if it was never adopted."""
-        table = self._table
-        slot = table.find(number)
-        if slot is None and table.moved:
-            slot = self._newest_table().find(number)
-        if slot is None:
-            return None
-        owner = self._leaves.get(slot.page)
-        return None if owner is None else Place(*owner, slot.position)
+        """Where the record with this inode number stands; None if it was never adopted.
+
+        Raises CacheError: the disk failed.
+        """
+        try:
+            for part in self._parts:
+                slot = part.table.find(number) or part.find(number)
+                owner = None if slot is None else part.leaves.get(slot.page)
+                if slot is not None and owner is not None:
+                    return Place(*owner, slot.position)
+        except OSError as error:
+            raise as_cache_error("cannot read the inode index", error) from error
+        return self.find(number) if self._open_those_there() else None
 
     def resolve(self, seed: int, identity: Identity) -> int:
         """The inode number of `identity` in the repository with this seed: its own, or the one it was given because
@@ -91,102 +121,169 @@ class InodeIndex:
         return self._contested.get((seed, identity), identity.number) if self._contested else identity.number
 
     def pages(self) -> set[Digest]:
-        """All leaves that were ever adopted since the machine was started."""
-        return self._leaves.pages()
+        """All leaves that were ever adopted since the machine was started. Raises CacheError: the disk failed."""
+        try:
+            return set().union(*(part.leaves.pages() for part in self._parts))
+        except OSError as error:
+            raise as_cache_error("cannot read the inode index", error) from error
 
     def close(self) -> None:
-        if self._files is not None:
-            self._files.close()
+        for part in self._parts:
+            part.close()
 
-    def _take_in(self, owner: Owner, identities: Sequence[Sequence[Identity]]) -> None:
-        """Put a leaf in, unless another process has. Raises OSError or ValueError: the files are of no use any more."""
-        if self._files is None or not self._shared:
-            self._put_leaf(owner, identities)
-        elif self._table.moved or self._table.contested or self._leaves.number(owner) is None:
-            with self._files.locked():
-                self._follow()
-                self._put_leaf(owner, identities)
+    # Parts
 
-    def _put_leaf(self, owner: Owner, identities: Sequence[Sequence[Identity]]) -> None:
-        page = self._leaves.number(owner)
-        if page is None:
-            page = self._leaves.add(owner)
-        seed, every = owner[0], list(chain.from_iterable(identities))
-        is_ours = partial(self._owns, seed)
-        for position in self._put_free(page, every):
-            self._put(seed, page, position, every[position], is_ours)
+    def _usable(self) -> Iterator[tuple[int, Part]]:
+        """What may be written to now, the best first: opened, unless it rests."""
+        for number, opener in enumerate(_OPENERS):
+            if time.monotonic() >= self._resting_until[number]:
+                part = self._slots[number] or self._open(number, opener)
+                if part is not None:
+                    yield number, part
+        yield _OWN, self._slots[_OWN] or self._hold(_OWN, Part(None))
 
-    def _put_free(self, page: int, identities: Sequence[Identity]) -> Sequence[int]:
-        """Put what meets nothing else; the positions of the rest. A leaf is either new or known, so it is all or
-        nothing of one, mostly."""
-        if self._contested:
-            return range(len(identities))
-        while True:
+    def _open(self, number: int, opener: Callable[[Path], IndexFiles]) -> Part | None:
+        def opened() -> Part:
+            files = opener(self._cache)
             try:
-                return self._table.put_all(page, identities)
-            except Full:
-                self._grow()
+                return Part(files, files.first_table())
+            except (OSError, ValueError):
+                files.close()
+                raise
 
-    def _put(self, seed: int, page: int, position: int, identity: Identity, is_ours: Callable[[int], bool]) -> None:
-        number = self.resolve(seed, identity)
-        while True:
-            try:
-                done = self._table.put(number, page, position, identity.check, is_ours)
-            except Full:
-                self._grow()
-                continue
-            if done:
+        part = self._with_space(number, _FIRST_BYTES, opened)
+        return part and self._hold(number, part)
+
+    def _open_those_there(self) -> bool:
+        """Open what another process has made meanwhile, without waiting for any; whether there was something."""
+        opened = False
+        for number, root in enumerate(self._roots):
+            with contextlib.suppress(OSError, ValueError):
+                if self._slots[number] is None and os.path.isdir(root):
+                    files = IndexFiles(root)
+                    table = files.newest_table()
+                    opened = table is not None
+                    self._hold(number, Part(files, table)) if table else files.close()
+        return opened
+
+    def _hold(self, number: int, part: Part) -> Part:
+        """Use a part from now on, unless another thread has opened it as well: then that one's."""
+        with self._opening:
+            held = self._slots[number]
+            if held is not None:
+                part.close()
+                return held
+            self._slots[number] = part
+            self._parts = tuple(each for each in self._slots if each is not None)
+            return part
+
+    def _with_space(self, number: int, size: int, work: Callable[[], T]) -> T | None:
+        """What `work` gives, in place `number`; if that has no space, once more after evicting `size` bytes. None if
+        that is of no use: the place rests."""
+        try:
+            return work()
+        except (OSError, ValueError) as error:
+            if number or not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                self._rest(number, error)
+                return None
+        try:
+            with contextlib.suppress(CacheError):
+                self._evict(size)
+            return work()
+        except (OSError, ValueError) as error:
+            self._rest(number, error)
+            return None
+
+    def _rest(self, number: int, error: Exception) -> None:
+        if not self._resting_until[number]:
+            log.warning("no space for the inode index %s (%s): it is kept in memory", _WHERE[number], error)
+        self._resting_until[number] = time.monotonic() + _REST_S
+
+    # Putting in
+
+    def _take_in(self, owner: Owner, identities: Sequence[Identity]) -> None:
+        """Put a leaf in, unless it is there."""
+        if self._is_known(owner) and not any(part.table.contested for part in self._parts):
+            return
+        self._open_those_there()
+        for number, part in self._usable():
+            if self._with_space(number, part.growth_bytes, partial(self._put_leaf, part, owner, identities)):
                 return
-            number = number + 1 & 0xFFFFFFFFFFFFFFFF or ROOT_INODE + 1
+
+    def _is_known(self, owner: Owner) -> bool:
+        with contextlib.suppress(OSError):
+            return any(part.leaves.number(owner) is not None for part in self._parts)
+        return False
+
+    def _put_leaf(self, part: Part, owner: Owner, identities: Sequence[Identity]) -> bool:
+        """Put a leaf into one part. It is listed once its numbers are there, so none that is listed lacks some; and
+        numbers that were given out lead to it only then. So who is killed in between has done no harm."""
+        with part.locked():
+            known = part.leaves.number(owner)
+            page = part.leaves.next_number() if known is None else known
+            part.make_room(len(identities))
+            others = [each for each in self._parts if each is not part]
+            rest = self._put_free(part, page, identities, owner[0], others)
+            if known is None:
+                part.leaves.add(owner)
+            for position in rest:
+                self._put(part, Slot(0, page, position, 0), identities[position], owner[0], others)
+        return True
+
+    def _put_free(
+        self, part: Part, page: int, identities: Sequence[Identity], seed: int, others: Collection[Part]
+    ) -> Sequence[int]:
+        """Put what meets nothing else; the positions of the rest."""
+        if not others and not self._contested:
+            return part.put_all(page, identities)
+        rest = []
+        for position, identity in enumerate(identities):
+            number = self.resolve(seed, identity)
+            is_free = not any(each.holder(number) for each in others)
+            if not is_free or not part.put(Slot(number, page, position, identity.check), part.is_unlisted):
+                rest.append(position)
+        return rest
+
+    def _put(self, part: Part, slot: Slot, identity: Identity, seed: int, others: Collection[Part]) -> None:
+        """Put a record there under its number, or under the next that nothing else has."""
+        first = number = self.resolve(seed, identity)
+        for _ in range(_MOST_CONTESTS):
+            if self._put_under(part, slot._replace(number=number, check=identity.check), seed, others):
+                break
+            part.table.mark_contested()
+            number = number + self._step(seed) & _ALL_BITS
+            number += 2 * (number <= ROOT_INODE)
+        else:
+            raise FormatError(f"more than {_MOST_CONTESTS} entries were made to have the inode number {first:#x}")
+        if number != first:
             self._contested[seed, identity] = number
-            self._table.mark_contested()
             log.warning("inode number %#x is taken: %#x it is", identity.number, number)
 
-    def _owns(self, seed: int, page: int) -> bool:
-        """Whether a leaf is of the repository with this seed, or of none. Hashes alone do not tell: a publisher could
-        make an entry whose 80 bits are those of another's file, and the kernel would take the one for the other."""
-        owner = self._leaves.get(page)
-        return owner is None or owner[0] == seed
+    def _put_under(self, part: Part, slot: Slot, seed: int, others: Collection[Part]) -> bool:
+        """Whether a record has the number of `slot` now, or had it. Hashes alone do not tell whose a number is: a
+        publisher could make an entry whose 80 bits are those of another's file, and the kernel would take the one for
+        the other."""
+        for each in others:
+            found = each.holder(slot.number)
+            if found is not None:
+                (holder, _), held = found
+                return held.check == slot.check and holder == seed
+        return part.put(slot, lambda page: part.is_unlisted(page) or part.is_of(page, seed))
+
+    def _step(self, seed: int) -> int:
+        """From a number that is taken to the next: another way for each repository, which none can foresee, so that no
+        publisher can be there first. The same in all processes."""
+        secret = self._parts[0].table.secret
+        return xxh3_64_intdigest(seed.to_bytes(8, "little"), secret) | 1 if secret else 1
 
     def _numbers(self, seed: int, identities: Sequence[Identity]) -> Sequence[int]:
         if self._contested:
             return array("Q", [self.resolve(seed, identity) for identity in identities])
         return array("Q", [identity.number for identity in identities])
 
-    def _follow(self) -> None:
-        """Go on with the table of another process that has outgrown ours. Under both locks."""
-        if self._files is not None and self._table.moved:
-            self._table = self._files.newest_table() or self._table
-
-    def _newest_table(self) -> InodeTable:
-        """The table that took the place of ours. Waits for nobody; what cannot be opened now is tried again later."""
-        table = self._table
-        if self._files is not None:
-            with contextlib.suppress(OSError, ValueError):
-                table = self._files.newest_table() or table
-        if self._lock.acquire(blocking=False):
-            self._table = table
-            self._lock.release()
-        return table
-
-    def _grow(self) -> None:
-        capacity = self._table.capacity * _GROWTH
-        if self._files is not None and self._shared:
-            self._table = self._files.new_table(capacity, self._table)
-            return
-        larger = inode_table.in_memory(capacity)
-        larger.take_over(self._table)
-        self._table = larger
-
-    def _leave_disk(self, error: Exception) -> None:
-        """Go on with a copy of our own. Other processes go on with theirs: numbers are facts, so they agree."""
-        log.warning("the inode index is not shared any more (%s): it is kept in memory", error)
-        self._shared = False
-        self._leaves.leave_disk()
-        self._table = self._table.copy()
-
     def _trim_sometimes(self, touched: int) -> None:
         self._touched += touched
         if self._touched >= _TRIM_AFTER:
             self._touched = 0
-            self._table.trim()
+            for part in self._parts:
+                part.table.trim()

@@ -1,40 +1,55 @@
-"""The files of the inode index: index/BOOT-ID in the cache directory, with the list of leaves and the table.
+"""The files of the inode index: a directory with the list of leaves and the table.
+
+It is index/BOOT-ID in the cache directory. Where there is no space, or no locks without which processes would damage it
+to each other, another in the memory of the host takes its place; that is gone after the boot as well.
 
 The table is `table.N`, N growing with it. All is done relative to an open directory: one that is removed or moved aside
 meanwhile stays a consistent whole for those who use it, and nothing of theirs gets into the next one.
 """
 
 import contextlib
-import fcntl
+import errno
+import hashlib
 import logging
 import os
 import shutil
-import time
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from cvfs import flock
 from cvfs.cache import inode_table
 from cvfs.cache.inode_table import InodeTable
 
 log = logging.getLogger(__name__)
 
+MEMORY = Path("/dev/shm")  # noqa: S108 (below it in a directory that no other user may enter)
 FIRST_CAPACITY = 1 << 16
 _LEAVES = "pages"
 _LOCK_DEADLINE_S = 5.0
 """A writer holds the lock for milliseconds, seconds when a large table grows; one that is stopped holds it forever."""
 
-_LOCK_POLL_S = 0.002
+
+def disk_root(cache: Path) -> Path:
+    """Where the index of a cache directory is."""
+    return cache / "index" / Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def memory_root(cache: Path) -> Path:
+    """Where the rest of it is if need be: for this user of this user namespace, in which others may have other ids."""
+    space = os.stat("/proc/self/ns/user").st_ino
+    return MEMORY / f"cvfs-{os.geteuid()}-{space}" / hashlib.sha256(os.fsencode(cache.absolute())).hexdigest()[:32]
 
 
 class IndexFiles:
-    """Raises OSError: no space, or not writable."""
+    """Those in the directory `root`, made if missing. Raises OSError: no space, no locks, or not writable."""
 
-    def __init__(self, cache: Path) -> None:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-        self._root = cache / "index" / boot
+    def __init__(self, root: Path) -> None:
+        self._root = root
         self._open()
-        with self.locked():
-            _remove_others(self._root)
+        if not flock.works(self.leaves_fd):
+            self.close()
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     def _open(self) -> None:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -52,15 +67,11 @@ class IndexFiles:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """One writer among all processes. Raises TimeoutError (an OSError): another one does not let go of it."""
-        deadline = time.monotonic() + _LOCK_DEADLINE_S
-        while not _try_flock(self.leaves_fd):
-            if time.monotonic() > deadline:
-                raise TimeoutError("another process holds the inode index")
-            time.sleep(_LOCK_POLL_S)
+        flock.wait_lock(self.leaves_fd, _LOCK_DEADLINE_S)
         try:
             yield
         finally:
-            fcntl.flock(self.leaves_fd, fcntl.LOCK_UN)
+            flock.unlock(self.leaves_fd)
 
     def first_table(self) -> InodeTable:
         """The table there is, made if there is none. What is broken is moved aside, and all is begun anew."""
@@ -89,7 +100,7 @@ class IndexFiles:
         """A table of the next generation with what is in `old`. Under the lock. Raises OSError: no space."""
         fd = self._open_file(".new", os.O_CREAT | os.O_TRUNC)
         try:
-            table = inode_table.in_file(fd, capacity)
+            table = inode_table.in_file(fd, capacity, old)
         except OSError:
             os.unlink(".new", dir_fd=self._directory)
             raise
@@ -127,20 +138,30 @@ class IndexFiles:
         return os.open(name, flags, 0o600, dir_fd=self._directory)
 
 
+def open_on_disk(cache: Path) -> IndexFiles:
+    """The files in a cache directory. Those of earlier boots, and what was moved aside in them, are dropped."""
+    root = disk_root(cache)
+    files = IndexFiles(root)
+    try:
+        with files.locked():
+            for other in root.parent.iterdir():
+                if not other.name.startswith(root.name):
+                    shutil.rmtree(other, ignore_errors=True)
+    except OSError:
+        files.close()
+        raise
+    return files
+
+
+def open_in_memory(cache: Path) -> IndexFiles:
+    """The files in the host's memory, in a directory that no other user has made or may write to."""
+    root = memory_root(cache)
+    root.parent.mkdir(mode=0o700, exist_ok=True)
+    found = os.lstat(root.parent)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, f"{root.parent} is not of this user alone")
+    return IndexFiles(root)
+
+
 def _name(generation: int) -> str:
     return f"table.{generation}"
-
-
-def _try_flock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _remove_others(root: Path) -> None:
-    """Drop the indexes of earlier boots, and what was moved aside in them."""
-    for other in root.parent.iterdir():
-        if not other.name.startswith(root.name):
-            shutil.rmtree(other, ignore_errors=True)

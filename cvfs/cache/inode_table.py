@@ -1,11 +1,15 @@
 """A hash table of inode numbers in one shared memory map: 16 bytes a slot, linear probing, nothing is ever removed.
 
+A publisher can make files whose inode numbers are whatever it likes. So where a number's slot is depends on a secret,
+too: without it one could make all of a million numbers meet at one slot, and each search a walk past all others.
+
 Why not LMDB, which is the obvious choice: inode numbers are hashes, so each page of metadata that is taken in puts a
 thousand keys in a thousand random places, and a copy-on-write tree rewrites a page for each. A million entries cost
 4 GB of writes there and 57 MB resident; here 32 MB of writes, and the map can be dropped from memory at any time
 (docs/decisions/0002-inode-index.md).
 """
 
+import contextlib
 import mmap
 import os
 import struct
@@ -13,15 +17,20 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
-_HEADER = struct.Struct("=8sQQQQ")
+_HEADER = struct.Struct("=8sQQQQQ")
 _HEADER_BYTES = 4096
-_MAGIC = b"cvfs-ino"
+_MAGIC = b"cvfs-in2"
+_OLD_MAGIC = b"cvfs-ino"
+"""Of a table without a secret, which a client has left that was upgraded since the machine was started."""
+
 _SLOT = struct.Struct("=QIHH")
 _COUNT_AT = 16
 _MOVED_AT = 24
 _CONTESTED_AT = 32
 _U64 = struct.Struct("=Q")
 _TRIM_EVERY = 1 << 13
+_PROBES = 1024
+"""At most so many slots are looked at for one number. Of ten million numbers the longest walk is near 200."""
 
 
 class Slot(NamedTuple):
@@ -45,8 +54,11 @@ class InodeTable:
 
     def __init__(self, buffer: mmap.mmap) -> None:
         self._map = buffer
-        self.capacity = _capacity_of(buffer)
+        self.capacity, self.secret = _read_header(buffer)
         self._mask = self.capacity - 1
+        self._multiplier = self.secret or 1
+        self._shift = 64 - self._mask.bit_length() if self.secret else 0
+        self._probes = min(self.capacity, _PROBES)
 
     @property
     def count(self) -> int:
@@ -68,14 +80,17 @@ class InodeTable:
     def find(self, number: int) -> Slot | None:
         """The slot of `number`, None if it was never put."""
         unpack, buffer, mask = _SLOT.unpack_from, self._map, self._mask
-        first = number & mask
+        place = number * self._multiplier >> self._shift & mask
         # A table that was written as it should be has free slots, but this one may have been damaged.
-        for place in range(first, first + self.capacity):
-            found, page, position, check = unpack(buffer, _HEADER_BYTES + (place & mask) * 16)
+        left = self._probes
+        while left:
+            found, page, position, check = unpack(buffer, _HEADER_BYTES + place * 16)
             if not page:
                 return None
             if found == number:
                 return Slot(number, page - 1, position, check)
+            place = place + 1 & mask
+            left -= 1
         return None
 
     def put(
@@ -86,8 +101,8 @@ class InodeTable:
         False if the number is there with another check, or page: then nothing was put. Raises Full.
         """
         unpack, buffer, mask = _SLOT.unpack_from, self._map, self._mask
-        first = number & mask
-        for place in range(first, first + self.capacity):
+        first = self._first(number)
+        for place in range(first, first + self._probes):
             offset = _HEADER_BYTES + (place & mask) * 16
             found, taken, _, other = unpack(buffer, offset)
             if not taken:
@@ -106,27 +121,28 @@ class InodeTable:
         The positions of those whose numbers are taken: `put` knows what to do with them. Raises Full: all are to be
         put again, into a larger table.
         """
-        self._check_room(len(identities))
+        self.check_room(len(identities))
         unpack, pack, buffer, mask = _SLOT.unpack_from, _SLOT.pack_into, self._map, self._mask
+        multiplier, shift, probes = self._multiplier, self._shift, self._probes
         taken = []
         for position, (number, check) in enumerate(identities):
-            for place in range(number, number + self.capacity):
-                offset = _HEADER_BYTES + (place & mask) * 16
-                found, used, _, _ = unpack(buffer, offset)
-                if not used:
-                    pack(buffer, offset, number, page + 1, position, check)
-                    break
-                if found == number:
-                    taken.append(position)
-                    break
-            else:
+            place, left = number * multiplier >> shift & mask, probes
+            found, used, _, _ = unpack(buffer, _HEADER_BYTES + place * 16)
+            while used and found != number and left:
+                place, left = place + 1 & mask, left - 1
+                found, used, _, _ = unpack(buffer, _HEADER_BYTES + place * 16)
+            if not left:
                 raise Full
+            if used:
+                taken.append(position)
+            else:
+                pack(buffer, _HEADER_BYTES + place * 16, number, page + 1, position, check)
         _U64.pack_into(buffer, _COUNT_AT, self.count + len(identities) - len(taken))
         return taken
 
-    def slots(self) -> Iterator[Slot]:
-        """All slots that are taken."""
-        return (Slot(number, page - 1, position, check) for number, page, position, check in self._taken())
+    def _first(self, number: int) -> int:
+        """Where a search begins. `find` and `put_all` say it themselves, as they are called most."""
+        return number * self._multiplier >> self._shift & self._mask
 
     def _taken(self) -> Iterator[tuple[int, int, int, int]]:
         end = size_of(self.capacity)
@@ -140,10 +156,12 @@ class InodeTable:
         unpack, pack, buffer, mask = _SLOT.unpack_from, _SLOT.pack_into, self._map, self._mask
         count = 0
         for count, (number, page, position, check) in enumerate(old._taken(), 1):
-            place = number & mask
-            while unpack(buffer, _HEADER_BYTES + place * 16)[1]:
-                place = place + 1 & mask
-            pack(buffer, _HEADER_BYTES + place * 16, number, page, position, check)
+            first = self._first(number)
+            for place in range(first, first + self._probes):  # no more: of garbage some is left out
+                offset = _HEADER_BYTES + (place & mask) * 16
+                if not unpack(buffer, offset)[1]:
+                    pack(buffer, offset, number, page, position, check)
+                    break
             if not count % _TRIM_EVERY:
                 old.trim()
                 self.trim()
@@ -151,12 +169,10 @@ class InodeTable:
         if old.contested:
             self.mark_contested()
 
-    def copy(self) -> "InodeTable":
-        """The same in memory that no other process sees."""
-        buffer = mmap.mmap(-1, len(self._map))
-        buffer.write(memoryview(self._map))
-        _U64.pack_into(buffer, _MOVED_AT, 0)
-        return InodeTable(buffer)
+    def close(self) -> None:
+        """Let go of the map, which keeps the disk busy. Nobody may use the table any more."""
+        with contextlib.suppress(BufferError):  # who still does, in a thread that nobody waits for, goes on
+            self._map.close()
 
     def mark_moved(self) -> None:
         _U64.pack_into(self._map, _MOVED_AT, 1)
@@ -166,10 +182,11 @@ class InodeTable:
         self._map.madvise(mmap.MADV_DONTNEED)
 
     def _count_one(self) -> None:
-        self._check_room(1)
+        self.check_room(1)
         _U64.pack_into(self._map, _COUNT_AT, self.count + 1)
 
-    def _check_room(self, more: int) -> None:
+    def check_room(self, more: int) -> None:
+        """Raise Full if the table should be grown before so many are put into it."""
         if self.count + more > self.capacity * 5 // 8:  # so a search soon meets a free slot
             raise Full
 
@@ -179,18 +196,19 @@ def size_of(capacity: int) -> int:
     return _HEADER_BYTES + capacity * _SLOT.size
 
 
-def in_memory(capacity: int) -> InodeTable:
-    """A new table that no other process sees."""
-    return _format(mmap.mmap(-1, size_of(capacity)), capacity)
+def in_memory(capacity: int, old: InodeTable | None = None) -> InodeTable:
+    """A new table that no other process sees, with the secret of `old`."""
+    return _format(mmap.mmap(-1, size_of(capacity)), capacity, old)
 
 
-def in_file(fd: int, capacity: int) -> InodeTable:
-    """A new table in the empty file `fd`. Its space is reserved, so that writing to the map cannot fail later.
+def in_file(fd: int, capacity: int, old: InodeTable | None = None) -> InodeTable:
+    """A new table in the empty file `fd`, with the secret of `old`. Its space is reserved, so that writing to the map
+    cannot fail later.
 
     Raises OSError: no space.
     """
     os.posix_fallocate(fd, 0, size_of(capacity))
-    return _format(mmap.mmap(fd, size_of(capacity)), capacity)
+    return _format(mmap.mmap(fd, size_of(capacity)), capacity, old)
 
 
 def open_file(fd: int) -> InodeTable:
@@ -198,16 +216,18 @@ def open_file(fd: int) -> InodeTable:
     return InodeTable(mmap.mmap(fd, 0))
 
 
-def _format(buffer: mmap.mmap, capacity: int) -> InodeTable:
-    _HEADER.pack_into(buffer, 0, _MAGIC, capacity, 0, 0, 0)
+def _format(buffer: mmap.mmap, capacity: int, old: InodeTable | None) -> InodeTable:
+    secret = (0 if old is None else old.secret) or int.from_bytes(os.urandom(8), "little") | 1
+    _HEADER.pack_into(buffer, 0, _MAGIC, capacity, 0, 0, 0, secret)
     return InodeTable(buffer)
 
 
-def _capacity_of(buffer: mmap.mmap) -> int:
-    """What the header says, if all of it is there: touching a map beyond the end of its file would kill the process."""
+def _read_header(buffer: mmap.mmap) -> tuple[int, int]:
+    """Capacity and secret, if all of it is there: touching a map beyond the end of its file would kill the process."""
     if len(buffer) < _HEADER_BYTES:
         raise ValueError("too short for an inode table")
-    magic, capacity, *_ = _HEADER.unpack_from(buffer)
-    if magic != _MAGIC or capacity.bit_count() != 1 or len(buffer) < size_of(capacity):
+    magic, capacity, _, _, _, secret = _HEADER.unpack_from(buffer)
+    is_sound = capacity.bit_count() == 1 and len(buffer) >= size_of(capacity)
+    if not is_sound or (magic, secret & 1) not in ((_MAGIC, 1), (_OLD_MAGIC, 0)):
         raise ValueError("not an inode table")
-    return int(capacity)
+    return int(capacity), int(secret)

@@ -7,6 +7,10 @@ import threading
 from cvfs.model import BlobRef, Digest
 
 _RECORD = struct.Struct("=Q32sII")
+_NONE = bytes(_RECORD.size)
+"""Behind the last leaf: space is reserved for many at once, so that to add one cannot fail."""
+
+_STEP = 1024
 _READ_BYTES = _RECORD.size * 4096
 
 Owner = tuple[int, BlobRef]
@@ -14,7 +18,10 @@ Owner = tuple[int, BlobRef]
 
 
 class LeafList:
-    """Leaves and their numbers: in the file `fd`, or in memory alone (None). Safe to use from several threads."""
+    """Leaves and their numbers: in the file `fd`, or in memory alone (None). Safe to use from several threads.
+
+    Raises OSError: the disk failed.
+    """
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
@@ -41,43 +48,42 @@ class LeafList:
         self._read_on()
         return {page.id for _, page in self._list}
 
-    def add(self, owner: Owner) -> int:
-        """Give a leaf the next number; only one process at a time may. A number once given is never given again.
-
-        Raises OSError: no space; the leaf has no number.
-        """
+    def next_number(self) -> int:
+        """The number of the leaf that is added next, for which there is space now. Only one process at a time may."""
         self._read_on()
-        with self._lock:
-            number = len(self._list)
-            if self._fd is not None:
-                _write(self._fd, owner, number)
-            self._append(owner)
+        number = len(self._list)
+        if self._fd is not None and os.fstat(self._fd).st_size < (number + 1) * _RECORD.size:
+            os.posix_fallocate(self._fd, number * _RECORD.size, _STEP * _RECORD.size)
         return number
 
-    def leave_disk(self) -> None:
-        """From now on keep in memory what comes."""
+    def add(self, owner: Owner) -> None:
+        """Give a leaf the next number. A number once given is never given again."""
         with self._lock:
-            self._fd = None
+            if self._fd is not None:
+                seed, page = owner
+                record = _RECORD.pack(seed, page.id, page.stored_size, page.plain_size)
+                os.pwrite(self._fd, record, len(self._list) * _RECORD.size)
+            self._append(owner)
 
     def _read_on(self) -> None:
         """Take in what other processes have added."""
         with self._lock:
-            if self._fd is None:
-                return
-            whole = _READ_BYTES
-            while whole == _READ_BYTES:
-                data = os.pread(self._fd, _READ_BYTES, len(self._list) * _RECORD.size)
-                whole = len(data) // _RECORD.size * _RECORD.size
-                for seed, page_id, stored_size, plain_size in _RECORD.iter_unpack(data[:whole]):
-                    self._append((seed, BlobRef(Digest(page_id), stored_size, plain_size)))
+            whole = self._fd is not None
+            while whole:
+                whole = self._read_some()
+
+    def _read_some(self) -> bool:
+        """Whether there may be more."""
+        assert self._fd is not None
+        data = os.pread(self._fd, _READ_BYTES, len(self._list) * _RECORD.size)
+        end = len(data) // _RECORD.size * _RECORD.size
+        for at in range(0, end, _RECORD.size):
+            if data[at : at + _RECORD.size] == _NONE:
+                return False
+            seed, page_id, stored_size, plain_size = _RECORD.unpack_from(data, at)
+            self._append((seed, BlobRef(Digest(page_id), stored_size, plain_size)))
+        return end == _READ_BYTES
 
     def _append(self, owner: Owner) -> None:
         self._numbers[owner] = len(self._list)
         self._list.append(owner)
-
-
-def _write(fd: int, owner: Owner, number: int) -> None:
-    seed, page = owner
-    record = _RECORD.pack(seed, page.id, page.stored_size, page.plain_size)
-    if os.pwrite(fd, record, number * _RECORD.size) != len(record):
-        raise OSError("no space for another leaf")

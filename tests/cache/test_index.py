@@ -1,5 +1,8 @@
 """Inode numbers: the same in every process, whatever becomes of the files that say where they lead."""
 
+import errno
+import fcntl
+import mmap
 import os
 import random
 import shutil
@@ -15,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvfs.cache import index as index_module
-from cvfs.cache import index_files, inode_table
+from cvfs.cache import index_files, index_part, inode_table
 from cvfs.cache.directory import CacheDirectory
 from cvfs.cache.index import InodeIndex, Place
 from cvfs.cache.inode_table import Full, InodeTable, Slot
+from cvfs.errors import CacheError, FormatError
 from cvfs.format.blob import digest
 from cvfs.format.pages import Leaf, decode_page, encode_leaf
 from cvfs.inodes import Identity, Numbering
@@ -176,6 +180,68 @@ def test_no_repository_takes_the_number_of_another(directory: CacheDirectory, mo
         assert adopt(index, 1) == numbers
 
 
+def test_publisher_cannot_make_numbers_meet_without_end(
+    directory: CacheDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each such entry would be a walk past all others. And whose number they took is not harmed."""
+    index = InodeIndex(directory)
+    ref, honest = leaf(1)
+    victim = NUMBERING.entries(b"d", honest.groups[0].entries)[0]
+    evil = Numbering("evil.example.org")
+    forged = [Identity(victim.number, check) for check in range(1000)]
+    monkeypatch.setattr(evil, "entries", lambda *_: forged, raising=False)
+    with pytest.raises(FormatError, match="were made"):
+        index.adopt(evil, *leaf(2))
+    [numbers] = index.adopt(NUMBERING, ref, honest)
+    assert len(set(numbers)) == 10
+    check(index, 1, numbers)
+
+
+def test_numbers_that_are_alike_are_not_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publisher can choose the low bits of its numbers, or the high ones."""
+    count = 0
+
+    class Counting:
+        size, pack_into, iter_unpack = (getattr(inode_table._SLOT, n) for n in ("size", "pack_into", "iter_unpack"))
+
+        @staticmethod
+        def unpack_from(buffer: mmap.mmap, offset: int) -> tuple[int, ...]:
+            nonlocal count
+            count += 1
+            return slot.unpack_from(buffer, offset)
+
+    slot = inode_table._SLOT
+    monkeypatch.setattr(inode_table, "_SLOT", Counting)
+    alike = [[(number << 32) + 7 for number in range(4000)], [(7 << 40) + number for number in range(4000)]]
+    for numbers in alike:
+        table = inode_table.in_memory(1 << 14)
+        table.put_all(0, [(number, 0) for number in numbers])
+        larger = inode_table.in_memory(1 << 15, table)
+        larger.take_over(table)
+        assert all(larger.find(number) for number in numbers)
+    assert count < 20 * 3 * 8000
+
+
+def test_table_of_an_older_version_is_gone_on_with(directory: CacheDirectory) -> None:
+    """It has no secret: a number's slot is at its low bits. When it grows it is given one."""
+    InodeIndex(directory).close()
+    path = files(directory) / "table.1"
+    with path.open("r+b") as file:
+        file.write(b"cvfs-ino")
+        file.seek(40)
+        file.write(bytes(8))
+    old = InodeIndex(directory)
+    numbers = adopt(old, 1)
+    for number in numbers:
+        with path.open("rb") as file:
+            file.seek(4096 + (number & (1 << 16) - 1) * 16)
+            assert int.from_bytes(file.read(8), "little") == number
+    for serial in range(2, 50):
+        adopt(old, serial, 1000)
+    check(InodeIndex(directory), 1, numbers)
+    assert next(files(directory).glob("table.*")).read_bytes()[:8] == b"cvfs-in2"
+
+
 def test_last_number_is_followed_by_the_first_that_is_free_for_use() -> None:
     table = inode_table.in_memory(64)
     last = (1 << 64) - 1
@@ -285,7 +351,9 @@ def test_new_boot_begins_anew(directory: CacheDirectory, monkeypatch: pytest.Mon
 
 @needs_root
 @pytest.mark.parametrize("size", ["64k", "1100k", "4m"])
-def test_full_disk_keeps_the_index_in_memory(tmp_path: Path, size: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_disk_keeps_the_index_in_memory_for_all(
+    tmp_path: Path, size: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with small_disk(tmp_path / "disk", size) as disk:
         directory = CacheDirectory(disk)
         index = InodeIndex(directory)
@@ -293,26 +361,150 @@ def test_full_disk_keeps_the_index_in_memory(tmp_path: Path, size: str, caplog: 
         numbers = {serial: adopt(index, serial, 100) for serial in range(3)}
         fill(disk)
         numbers |= {serial: adopt(index, serial, 1000) for serial in range(3, 60)}
-        for serial, found in numbers.items():
-            check(index, serial, found)
         check(other, 1000, adopt(other, 1000, 1000))
-        assert sum("kept in memory" in record.message for record in caplog.records) in (2, 3)
+        late = InodeIndex(directory)  # as a process does that takes the place of one that was killed
+        for serial, found in numbers.items():
+            for each in (index, other, late):
+                check(each, serial, found)
+        warnings = [record for record in caplog.records if "kept in memory" in record.message]
+        assert len(warnings) <= 3, "once for each"
+        for each in (index, other, late):
+            each.close()
+
+
+@needs_root
+def test_full_disk_is_answered_with_eviction_first(tmp_path: Path, host_memory: Path) -> None:
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        directory, fillers = CacheDirectory(disk), list[Path]()
+        asked = list[int]()
+
+        def evict(size: int) -> None:
+            asked.append(size)
+            fillers.pop().unlink()
+
+        index = InodeIndex(directory, evict)
+        fillers.append(fill(disk))
+        numbers = adopt(index, 1)
+        check(index, 1, numbers)
+        assert len(asked) == 1
+        assert not list(host_memory.iterdir())
+        index.close()
+
+
+@needs_root
+def test_disk_is_tried_again(tmp_path: Path, host_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "_REST_S", 0.0)
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        directory = CacheDirectory(disk)
+        index = InodeIndex(directory)
+        filler = fill(disk)
+        first = adopt(index, 1)
+        filler.unlink()
+        second = adopt(index, 2)
+        shutil.rmtree(next(host_memory.iterdir()))
+        for number in range(2):
+            check(index, number + 1, (first, second)[number])
+        other = InodeIndex(directory)
+        assert other.find(first[0]) is None
+        check(other, 2, second)
         index.close()
         other.close()
 
 
-def test_who_left_the_disk_does_not_write_to_what_others_share(directory: CacheDirectory) -> None:
-    """The others would take its leaves for their own of the same numbers."""
+def test_without_locks_the_index_is_shared_in_memory(
+    directory: CacheDirectory, monkeypatch: pytest.MonkeyPatch, host_memory: Path
+) -> None:
+    """On the disk two processes could give one number to two leaves."""
+    ask = fcntl.flock
+
+    def refuse(fd: int, kind: int) -> None:
+        if "/index/" in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        ask(fd, kind)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
     ours, theirs = InodeIndex(directory), InodeIndex(directory)
-    first = adopt(ours, 0)
-    ours._leave_disk(OSError("no space"))
     numbers = adopt(ours, 1)
-    other = adopt(theirs, 2)
-    assert {theirs.find(number) for number in numbers} == {None}
-    check(ours, 0, first)
+    check(theirs, 1, numbers)
+    check(InodeIndex(directory), 1, numbers)
+    assert not list(files(directory).glob("table.*"))
+    assert list(host_memory.glob("*/*/table.1"))
+
+
+def out_of_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_numbers_are_told_apart_wherever_they_are_kept(
+    directory: CacheDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_REST_S", 0.0)
+    ours, theirs = InodeIndex(directory), InodeIndex(directory)
+    first = adopt(ours, 1)
+    forged = NUMBERING.entries(b"d", leaf(1)[1].groups[0].entries)
+    evil = Numbering("evil.example.org")
+    monkeypatch.setattr(evil, "entries", lambda *_: forged, raising=False)
+    with monkeypatch.context() as full:
+        for index in (ours, theirs):
+            full.setattr(index._slots[0], "locked", out_of_space)
+        [second] = ours.adopt(evil, *leaf(2))
+        third = adopt(ours, 3)
+    assert not set(first) & set(second)
+    forged[:] = NUMBERING.entries(b"d", leaf(3)[1].groups[0].entries)
+    [fourth] = theirs.adopt(evil, *leaf(4))  # on the disk; the third is in memory
+    assert not set(third) & set(fourth)
+    for index in (ours, theirs, InodeIndex(directory)):
+        check(index, 1, first)
+        check(index, 3, third)
+        for number in (*second, *fourth):
+            assert index.find(number).repository == evil.seed  # type: ignore[union-attr]
+
+
+def test_leaf_whose_process_was_killed_is_taken_in_by_the_next(
+    directory: CacheDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is listed whose numbers lead nowhere."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for where in ("cvfs.cache.leaves.LeafList.add", "cvfs.cache.index_part.Part.put_all"):
+        first = InodeIndex(directory)
+        with monkeypatch.context() as context:
+            context.setattr(where, killed)
+            with pytest.raises(KeyboardInterrupt):
+                adopt(first, 1)
+        first.close()
+    index = InodeIndex(directory)
+    check(index, 2, adopt(index, 2))
+    check(index, 1, adopt(index, 1))
+    check(InodeIndex(directory), 1, adopt(InodeIndex(directory), 1))
+
+
+def test_table_that_cannot_grow_lists_no_leaf(directory: CacheDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_files, "FIRST_CAPACITY", 64)
+    ours, theirs = InodeIndex(directory), InodeIndex(directory)
+    with monkeypatch.context() as full:
+        full.setattr(index_files.IndexFiles, "new_table", out_of_space)
+        numbers = adopt(ours, 1, 200)
     check(ours, 1, numbers)
-    check(theirs, 0, first)
-    check(theirs, 2, other)
+    assert adopt(theirs, 1, 200) == numbers
+    check(theirs, 1, numbers)
+
+
+def test_disk_that_fails_is_a_cache_error(directory: CacheDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = InodeIndex(directory), InodeIndex(directory)
+    numbers = adopt(ours, 1)
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(CacheError):
+        theirs.pages()
+    with pytest.raises(CacheError):
+        theirs.find(numbers[0])
+    check(theirs, 2, adopt(theirs, 2))
 
 
 @needs_root
@@ -344,11 +536,11 @@ def test_table_is_a_mapping(data: st.DataObject) -> None:
         assert done == (known is None or known.check == slot.check)
         if done:
             model[slot.number] = slot
-    assert {slot.number: slot for slot in table.slots()} == model
+    assert {number: Slot(number, page - 1, *rest) for number, page, *rest in table._taken()} == model
     assert table.count == len(model)
     larger = inode_table.in_memory(256)
     larger.take_over(table)
-    for each in (table, larger, table.copy()):
+    for each in (table, larger):
         for asked in [*model, 3, 65]:
             assert each.find(asked) == model.get(asked)
 
@@ -373,14 +565,14 @@ def test_table_full_of_foreign_slots_ends_a_search() -> None:
 
 
 def test_growth_constant_keeps_a_power_of_two() -> None:
-    assert index_module._GROWTH.bit_count() == 1
+    assert index_part._GROWTH.bit_count() == 1
 
 
 def test_trim_loses_nothing(directory: CacheDirectory) -> None:
     private, slot = inode_table.in_memory(64), Slot(5, 1, 2, 3)
     with (directory.path / "table").open("w+b") as file:
         shared = inode_table.in_file(file.fileno(), 64)
-    for table in (private, shared, private.copy()):
+    for table in (private, shared):
         table.put(*slot)
         table.trim()
         assert table.find(5) == slot

@@ -26,6 +26,7 @@ from cvfs.format.blob import digest
 from cvfs.model import BlobRef, Digest, Location
 from cvfs.pieces import Piece
 from tests.cache.disks import fill, needs_root, small_disk
+from tests.cache.test_index import adopt, check
 from tests.publisher.stores import environment
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -491,6 +492,21 @@ def test_a_disk_that_turns_out_full_while_writing(tmp_path: Path) -> None:
         with pytest.raises(CacheFullError):
             store(cache, 200)
         assert known(cache) == used(cache) == 0
+        cache.close()
+
+
+@needs_root
+def test_objects_give_way_to_the_inode_index(tmp_path: Path, host_memory: Path) -> None:
+    """On a full disk: files of a mount that no process could find again would be lost to their readers."""
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        cache = opened(disk, 1 << 40)
+        store(cache, *range(100))
+        fill(disk)
+        numbers = adopt(cache.index, 1)
+        check(cache.index, 1, numbers)
+        assert cache.quota.evictor.evicted_bytes > 0
+        assert known(cache) == used(cache)
+        assert not list(host_memory.iterdir())
         cache.close()
 
 

@@ -17,8 +17,17 @@ from tests.core.test_fetcher import ALL, LARGE
 from tests.core.world import Client, World, no_server, until
 from tests.publisher.stores import environment
 
+pytestmark = pytest.mark.usefixtures("host_memory")
+
 NAMES = [os.fsencode(name) for name in ALL]
 VALUES = list(ALL.values())
+
+
+@pytest.fixture
+def host_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands for the memory of the host: nothing is left in it."""
+    (tmp_path / "memory").mkdir()
+    monkeypatch.setattr("cvfs.cache.index_files.MEMORY", tmp_path / "memory")
 
 
 async def read_all(client: Client) -> None:
