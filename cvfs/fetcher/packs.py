@@ -46,7 +46,7 @@ class Packs:
     def __init__(self, blobs: Blobs, shared: Shared) -> None:
         self._blobs, self._cache, self._counters = blobs, blobs.cache, blobs.counters
         self._under_way = Room(_UNDER_WAY_BYTES)
-        self.packs, self.pieces = shared.packs, shared.pieces
+        self.packs, self.pieces, self._activity = shared.packs, shared.pieces, shared.activity
         self._ahead: set[Digest] = set()
         self._resting_until = -math.inf
 
@@ -102,6 +102,7 @@ class Packs:
         """Keep what the kernel will ask for in several requests, so that it is verified only once for them."""
         if data is not None and len(data) > _ONE_REQUEST_BYTES:
             self.pieces.put(piece.key, data, len(data))
+            self._activity.note()
         return data
 
     def _serve(self, pack: Pack, piece: Piece, around: Around) -> memoryview:
@@ -148,6 +149,7 @@ class Packs:
             stored = await blobs.fetch(ref, deadline)
             pack = Pack(ref, await blobs.in_thread(unseal, ref, stored, "a mirror"))
             self.packs.put(ref.id, pack, len(pack.plain) + _PACK_BYTES)
+            self._activity.note()
             self._keep(pack, piece, around, held.pop_all().close)
         return pack
 

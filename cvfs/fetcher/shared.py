@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from cvfs.cache.index import Numbers
 from cvfs.cache.memory import Memory
+from cvfs.fetcher.activity import Activity
 from cvfs.format.pages import Inner, Leaf, Page
 from cvfs.limits import MAX_LEVEL
 from cvfs.model import BlobRef, Digest
@@ -48,6 +49,8 @@ class Shared:
         self.packs: Memory[Digest, Pack] = Memory(budget.data_bytes // 2)
         self.pieces: Memory[Hashable, bytes] = Memory(budget.data_bytes // 2)
         self.pages: Memory[tuple[Digest, int], Known] = Memory(budget.page_bytes)
+        self.activity = Activity()
+        """Whether large buffers come and go: packs, and large pieces."""
 
     def put_page(self, key: tuple[Digest, int], known: Known) -> None:
         """Hold a page, as one of those used last."""

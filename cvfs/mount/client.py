@@ -19,6 +19,7 @@ from cvfs.inodes import ROOT_INODE, Numbering
 from cvfs.mirrors import Mirrors, Network
 from cvfs.model import Manifest
 from cvfs.mount.freshness import expired
+from cvfs.mount.heap import give_back_when_idle
 from cvfs.mount.upkeep import keep_pages_young, keep_within_limits
 from cvfs.repository import Repository
 from cvfs.revisions import Revisions
@@ -68,8 +69,10 @@ async def open_ground(settings: Settings) -> AsyncIterator["Ground"]:
     """
     with _cache(settings) as cache, contextlib.ExitStack() as until_closed:
         async with _services() as nursery:
+            ground = Ground(cache, nursery, until_closed)
             nursery.start_soon(keep_within_limits, cache.quota)
-            yield Ground(cache, nursery, until_closed)
+            nursery.start_soon(give_back_when_idle, ground.memory.activity)
+            yield ground
 
 
 @dataclass(frozen=True, slots=True)

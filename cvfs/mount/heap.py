@@ -7,9 +7,15 @@ import contextlib
 import ctypes
 from typing import Final
 
+import trio
+
+from cvfs.fetcher.activity import Activity
+
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
+
+_PAUSE_S: Final = 5.0
 
 
 def keep_freed_memory() -> None:
@@ -26,7 +32,14 @@ def keep_freed_memory() -> None:
         tune(_M_TRIM_THRESHOLD, 128 << 20)
 
 
+async def give_back_when_idle(activity: Activity) -> None:
+    """Return what large buffers have left to the system whenever none was made for some seconds, until cancelled."""
+    while True:
+        await activity.wait_for_pause(_PAUSE_S)
+        await trio.to_thread.run_sync(give_back, abandon_on_cancel=True)
+
+
 def give_back() -> None:
-    """Return what is free in the heap to the system, in the middle of it too: some milliseconds; call it in a thread."""
+    """Return what is free in the heap to the system, also in its middle. Some milliseconds: call it in a thread."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

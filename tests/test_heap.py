@@ -1,0 +1,36 @@
+"""Freed memory is used again, and given back once it is not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PROGRAM = """
+from pathlib import Path
+from cvfs.mount.heap import give_back, keep_freed_memory
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+keep_freed_memory()
+buffers = [bytes(1 << 20) for _ in range(64)]
+for buffer in range(64):
+    buffers[buffer] = b"x" * (1 << 20)
+last = buffers[-1]
+del buffers, buffer
+kept = resident()
+give_back()
+print(kept, resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_what_is_free_in_the_middle_of_the_heap_is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split())
+    assert kept > 64 << 10
+    assert left < kept - (48 << 10)
