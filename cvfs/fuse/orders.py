@@ -63,8 +63,12 @@ class Orders:
         remove_files(self.state.get("unlink", {}))
 
     def learn(self, news: Message) -> None:
-        """What the supervisor knows of the mount, when this worker begins to serve and whenever it changes."""
-        self.generation, self.restarts, self.problem = news["generation"], news["restarts"], news["problem"]
+        """What the supervisor knows of the mount, when this worker begins to serve and whenever it changes.
+
+        It may have older code than this worker, and less to say.
+        """
+        self.generation, self.restarts = news["generation"], news["restarts"]
+        self.problem = news.get("problem", "")
 
     async def receive(self) -> Message | None:
         """The next order; None if the supervisor does not want to hear of this worker any more, or is gone."""

@@ -146,7 +146,9 @@ class Supervisor:
                 self._lose(sender, None)
         else:
             sender.silent_since = None
-            _HANDLERS[message["type"]](self, sender, message)
+            handler = _HANDLERS.get(message["type"])
+            if handler is not None:  # a worker may have newer code than this process, and more to say
+                handler(self, sender, message)
 
     def _hear_out(self, worker: Worker) -> None:
         """What it said before now counts."""

@@ -66,6 +66,15 @@ def test_reload_waits_for_a_worker_that_is_being_started(host: Host, filled: Sto
     host.umount(mount)
 
 
+def test_newer_code_may_say_more_than_the_supervisor_knows(host: Host, filled: Store, code: Path) -> None:
+    mount = host.mount(filled.path)
+    supervisor = supervisor_of(host, mount)
+    break_start(code, 0, "orders.say('of a later version')")
+    host.cvfs("reload", mount)
+    assert (supervisor_of(host, mount), host.status(mount)["generation"]) == (supervisor, 1)
+    host.umount(mount)
+
+
 def test_interpreter_that_is_gone(host: Host, filled: Store, tmp_path: Path) -> None:
     """As after its virtual environment was moved. Whoever serves goes on; once nobody does, callers get an error."""
     environment = tmp_path / "venv"
