@@ -13,14 +13,18 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
+from cvfs.config import Settings
 from cvfs.errors import ConfigError, TransportError, TrustError, UnreachableError
 from cvfs.format import blob
+from cvfs.heads import Heads
 from cvfs.mirrors import OTHER_OPINION, Mirrors, Network, Source, network
 from cvfs.mirrors.health import BREAKER_AGE_S, BREAKER_MAX_OPEN_S, Health
 from cvfs.mount.refresh import Refresher
 from cvfs.transport import DIRECT, Transport
 from cvfs.trust.names import TIMESTAMP
+from cvfs.trust.pin import Pin
 from tests import servers
 from tests.servers import Exchange, FaultyServer
 
@@ -362,7 +366,7 @@ def test_news_are_asked_for_as_soon_as_somebody_answers_if_they_were_missing(fle
 
     async def action(net: Net) -> None:
         asked = trio.Event()
-        heads = SimpleNamespace(problem="unreachable", is_expired=False)
+        heads = SimpleNamespace(problem="unreachable", is_expired=False, head=object())
         client: Any = SimpleNamespace(mirrors=net.mirrors, heads=heads, url="")
         settings: Any = SimpleNamespace(refresh_s=1000.0)
         nothing: Any = None
@@ -380,6 +384,46 @@ def test_news_are_asked_for_as_soon_as_somebody_answers_if_they_were_missing(fle
             nursery.cancel_scope.cancel()
 
     run(action, [fleet[0].url])
+
+
+@pytest.mark.parametrize("trouble", ["bug", "root that never comes"])
+def test_a_refresh_that_fails_is_told_and_tried_again(trouble: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever it is: the worker goes on, and a refresh on demand ends."""
+
+    class Mirror:
+        network = SimpleNamespace(listeners=[], dice=lambda: 0.5, routes=lambda _: None, clock=None)
+
+    class Broken(Heads):
+        async def current(self, deadline_s: float, known_deadline_s: float | None = None) -> Any:
+            if trouble == "bug":
+                raise RuntimeError("nobody expected that")
+            return SimpleNamespace(problem="", manifest=None)
+
+    async def never(_: object) -> None:
+        await trio.sleep_forever()
+
+    root: Any = SimpleNamespace(bring=never, manifest=SimpleNamespace(revision=7))
+    filesystem: Any = SimpleNamespace(repository=SimpleNamespace(at=lambda _: root))
+    mirrors: Any = Mirror()
+    heads = Broken(mirrors, "http://test", Path("/nonexistent"), Pin())
+    client: Any = SimpleNamespace(mirrors=mirrors, heads=heads, url="http://test")
+    nothing: Any = None
+    refresher = Refresher(client, filesystem, Settings(refresh_s=1000.0), nothing, nothing, nothing)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refresher.run)
+            with trio.fail_after(300):
+                for _ in range(3):
+                    await refresher.now()
+                await refresher._done.wait()  # the next one comes by itself
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    wanted = "RuntimeError('nobody expected that')" if trouble == "bug" else "the root of revision 7 did not come"
+    assert wanted in refresher.problem
+    (record,) = [record for record in caplog.records if record.name == "cvfs.heads"]  # once an hour
+    assert bool(record.exc_info) == (trouble == "bug")
 
 
 class AsyncRecorder:

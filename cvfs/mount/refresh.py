@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from cvfs.config import Settings
-from cvfs.errors import CvfsError
 from cvfs.filesystem import FileSystem
 from cvfs.fuse.invalidate import Changes, find_changes
 from cvfs.model import Manifest
-from cvfs.mount.client import Client
+from cvfs.mount.client import Client, bring_root
 from cvfs.mount.followers import Following
 from cvfs.mount.freshness import Vigil
 from cvfs.repository import Repository
@@ -91,13 +90,15 @@ class Refresher:
             await self._try()
 
     async def _try(self) -> None:
+        """Whatever goes wrong is told, and tried again: a worker that ends by it would serve nobody, and its successor
+        would meet the same."""
         was_troubled, self._is_busy = bool(self._client.heads.problem), True
         try:
             await self._follow_up()
             await self.refresh()
-        except CvfsError as error:
-            self.problem = str(error)
+        except Exception as error:  # noqa: BLE001 - it is logged with its trace unless it is one of ours
             self._client.heads.complain(error)
+            self.problem = self._client.heads.problem
         if was_troubled and not self.problem:
             log.info("%s answers again", self._client.url)
         self.count, self._is_busy = self.count + 1, False
@@ -116,7 +117,7 @@ class Refresher:
             return
         old = self._filesystem.repository
         new = old.at(head.manifest)
-        await new.bring(lambda: new.find_nowait(b""))
+        await bring_root(new, self._client.url, settings.start_deadline_s)
         await self._client.heads.accept(head)
         if settings.which is None and head.manifest != old.manifest:
             await self.switch(new)
