@@ -53,7 +53,36 @@ def test_nobody_meets_them(mnt: Path, tmp_path: Path) -> None:
     assert os.listxattr(file) == os.listxattr(mnt) == []
     run("cp", "-a", file, tmp_path / "copy")
     assert os.listxattr(tmp_path / "copy") == []
+    archive, tar = tmp_path / "archive", ("tar", "--xattrs", "--xattrs-include=*")
+    run(*tar, "-cf", archive, "-C", mnt, "xattrs")
+    assert b"user.cvfs" not in archive.read_bytes()
+    assert b"SCHILY.xattr.user." in archive.read_bytes()  # real ones are there
+    run(*tar, "-xf", archive, "-C", tmp_path)
+    assert os.listxattr(tmp_path / "xattrs/bare") == []
     assert b"user.cvfs.revision=" in run("getfattr", "--absolute-names", "-n", "user.cvfs.revision", file).stdout
+
+
+@pytest.mark.parametrize("engine", ["channel"])
+@pytest.mark.usefixtures("kept_kernel_caches")
+def test_what_a_long_listing_asks(host: Host, server: Server, store: Store, tree: Path) -> None:
+    """Nothing but what ls(1) wants to know of each file, security.selinux and system.posix_acl_access.
+
+    The kernel caches no extended attributes, and asks no more only where all of them are answered ENOSYS, also the real
+    ones. It would cache that there is no ACL if POSIX_ACL were negotiated, but then it would also ask for one at the
+    first permission check of each inode, which is a message more for each file that is read by who does not own it.
+    """
+    for number in range(200):
+        (tree / f"file{number}").touch()
+    store.publish(tree)
+    mount = host.mount(server.url)
+    run("ls", "-l", mount)
+    before = host.status(mount)["requests"]
+    run("ls", "-l", mount)
+    after = host.status(mount)["requests"]
+    new = {name: count - before.get(name, 0) for name, count in after.items() if count != before.get(name, 0)}
+    assert set(new) <= {"GETXATTR"}
+    assert new.get("GETXATTR", 0) <= 2 * 200 + 4
+    host.umount(mount)
 
 
 def test_the_document_names_them_all() -> None:
