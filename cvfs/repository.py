@@ -5,6 +5,7 @@ question into one that waits.
 """
 
 import errno
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from cvfs.errors import PathError
 from cvfs.fetcher import Fetcher
 from cvfs.format.pages import Leaf, Page
 from cvfs.format.tree import Tree
-from cvfs.format.tree.lookup import Found
+from cvfs.format.tree.lookup import Found, load_inner, refs_below
 from cvfs.inodes import ROOT_INODE, Numbering
 from cvfs.missing import bring
 from cvfs.model import BlobRef, Manifest, split
@@ -62,6 +63,15 @@ class Repository:
         if at is None:
             raise PathError(errno.ESTALE)
         return Found(place.page, leaf, *at)
+
+    def pages_above_nowait(self, leaf: Leaf) -> list[BlobRef]:
+        """The pages that lead from the root to a leaf of this revision, which is not one of them."""
+        key, ref, above = leaf.first_key, self._tree.root_ref, []
+        while ref.level:
+            above.append(ref.blob)
+            inner = load_inner(self.fetcher.page_nowait, ref)
+            ref = refs_below(inner, ref)[bisect_right(inner.keys, key) - 1]
+        return above
 
     def leaf_nowait(self, ref: BlobRef) -> Leaf:
         page: Page = self.fetcher.page_nowait(ref)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -47,8 +48,10 @@ async def _pin(url: str, settings: Settings, paths: Sequence[str], tally: "Tally
     from cvfs.trees.walk import resolve
 
     async with open_repository(url, settings, settings.which) as client:
-        tops = [await resolve(client.repository, common.path_bytes(path)) for path in paths]
-        lists = [await _list(client, top) for top in tops]
+        tops, lists = [], []
+        for path in paths:
+            tops.append(await resolve(client.repository, common.path_bytes(path)))
+            lists.append(await _list(client, tops[-1]))
         expect(sum(each.size_bytes for each in lists))
         _check_size(client, {top.record.path for top in tops}, sum(each.size_bytes for each in lists))
         for top, each in zip(tops, lists, strict=True):
@@ -98,12 +101,18 @@ class _List:
 
 
 async def _list(client: "Client", top: "Found") -> _List:
+    """What it takes to read `top`, which has just been resolved: the pages on the way to it are still in memory. Those
+    below it, and above these, may be more than memory holds."""
     from cvfs.trees.walk import list_tree
 
-    found = _List()
-    async for each in list_tree(client.repository, top):
+    found, repository, leaves = _List(), client.repository, set()
+    found.ids.update({repository.manifest.root.id, *client.fetcher.pages_in_memory()})
+    async for each in list_tree(repository, top):
+        if each.page.id not in leaves:
+            leaves.add(each.page.id)
+            above = await repository.bring(partial(repository.pages_above_nowait, each.leaf))
+            found.ids.update(page.id for page in above)
         found.add(each)
-    found.ids.update({client.repository.manifest.root.id, *client.fetcher.pages_in_memory()})
     return found
 
 

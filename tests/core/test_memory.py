@@ -15,6 +15,7 @@ import trio.testing
 
 from cvfs import pieces
 from cvfs.cache import Cache
+from cvfs.cli.pinning import _list
 from cvfs.fetcher import Budget, Fetcher, Shared
 from cvfs.fetcher.shared import weigh
 from cvfs.format.blob import seal
@@ -24,6 +25,7 @@ from cvfs.mirrors import Mirrors, Network
 from cvfs.model import NO_CONTENT, BlobRef, Content, Digest, Entry, Location, Manifest, Record, Summary
 from cvfs.mount.upkeep import keep_pages_young, keep_within_limits
 from cvfs.transport import Transport
+from cvfs.trees.walk import resolve
 from tests.core.world import Client, World, until
 from tests.small_store import SmallStore, make_entry
 
@@ -132,6 +134,30 @@ def test_repositories_share_one_budget(world: World) -> None:
 
     trio.run(main)
     assert shared.pages.weight <= 1_000_000
+
+
+def test_a_pin_lists_pages_that_are_not_in_memory_any_more(world: World) -> None:
+    """Of a tree of three levels, of which memory holds twenty pages."""
+    store = SmallStore(world.store.path)
+    records = [Record(b"", make_entry(b"%03d" % i, stat.S_IFLNK | 0o777, target=b"x"), NO_CONTENT) for i in range(60)]
+    leaves = [store.put(encode_leaf([TOP, each] if each is records[0] else [each])) for each in records]
+    first = [b"" if number == 0 else record.entry.name for number, record in enumerate(records)]
+    inner = []
+    for start in range(0, 60, 15):
+        children = [Child(b"", first[at], leaves[at], 1 + (at == 0), 1) for at in range(start, start + 15)]
+        inner.append(store.put(encode_inner(1, children)))
+    root = store.put(
+        encode_inner(2, [Child(b"", first[at * 15], ref, 15 + (at == 0), 15) for at, ref in enumerate(inner)])
+    )
+    world.small = Manifest("pages.example.org", 1, 0, root, 2, Summary(61, 60), None)
+
+    async def work(client: Client) -> set[bytes]:
+        found: Any = await _list(client, await resolve(client.repository, b""))  # type: ignore[arg-type]
+        assert len(client.fetcher.pages_in_memory()) == 20
+        return set(found.ids)
+
+    ids = world.run(work, budget=Budget(page_bytes=1000))
+    assert {root.id, *(ref.id for ref in inner), *(ref.id for ref in leaves)} <= ids
 
 
 def test_a_page_is_answered_before_the_cache_has_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
