@@ -21,6 +21,7 @@ from cvfs.format.manifest import encode_manifest
 from cvfs.mount.logs import Recent
 from cvfs.mount.point import is_dead
 from cvfs.mount.request import may_allow_other
+from cvfs.mount.runtime import Runtime, ask
 from cvfs.mount.unmounting import _explain
 from tests import servers
 from tests.command import Command, wait_until
@@ -282,6 +283,24 @@ def test_what_went_wrong_lately_can_be_read_while_more_goes_wrong() -> None:
         recent.emit(record)
     assert len(recent.events) == 2
     assert recent.errors_since(0) == 2
+
+
+def test_a_status_may_be_as_large_as_it_has_to_be(tmp_path: Path) -> None:
+    """5,000 repositories that are in use."""
+    status = {"repositories": [{"name": f"{number}.example.org", "about": "x" * 2000} for number in range(5000)]}
+    runtime = Runtime(tmp_path)
+    with runtime.listen(tmp_path) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(json.dumps(status).encode())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert ask(runtime.socket_of(tmp_path), "status", 20) == status
+        thread.join()
 
 
 def test_umount_of_nothing(cvfs: Command, mnt: Path) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 from cvfs.errors import ConfigError, MountError
 from cvfs.flock import try_lock
 
-ANSWER_BYTES = 1 << 20
+ANSWER_BYTES = 64 << 20
+"""Of a mount of very many repositories: each that is in use takes about 2 KiB of a status."""
 ASK_DEADLINE_S = 3.0
 _UCRED = struct.Struct("3i")
 _OWNED = re.compile(r"[0-9a-f]{16}\.([0-9]+)(\.|$)")
