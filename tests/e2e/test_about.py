@@ -68,8 +68,8 @@ def test_what_a_long_listing_asks(host: Host, server: Server, store: Store, tree
     """Nothing but what ls(1) wants to know of each file, security.selinux and system.posix_acl_access.
 
     The kernel caches no extended attributes, and asks no more only where all of them are answered ENOSYS, also the real
-    ones. It would cache that there is no ACL if POSIX_ACL were negotiated, but then it would also ask for one at the
-    first permission check of each inode, which is a message more for each file that is read by who does not own it.
+    ones. With POSIX_ACL negotiated it asks once for each file instead of twice, but then whoever does not own the files
+    pays for it: to read these 200 was 203 GETXATTR instead of none, each time (seen on Linux 6.18).
     """
     for number in range(200):
         (tree / f"file{number}").touch()
