@@ -115,7 +115,7 @@ class Copier:
         for offset in range(0, size, BLOCK_BYTES):
             block = await file.read(offset, BLOCK_BYTES)
             if block != _ZEROS:
-                await trio.to_thread.run_sync(_write_at, descriptor, block, offset)
+                await trio.to_thread.run_sync(_write_block, descriptor, block, offset)
             self._tally.add(0, len(block))
 
     def _make_special(self, entry: Entry, target: bytes) -> None:
@@ -197,11 +197,10 @@ def _is_copy(path: bytes, entry: Entry) -> bool:
     return same and stat.S_ISREG(status.st_mode)
 
 
-def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    left = memoryview(data)
-    while left:
-        written = os.pwrite(descriptor, left, offset)
-        left, offset = left[written:], offset + written
+def _write_block(descriptor: int, block: bytes | memoryview, offset: int) -> None:
+    with open(descriptor, "wb", closefd=False) as file:
+        file.seek(offset)
+        file.write(block)
 
 
 def _set_attributes(target: bytes | int, entry: Entry) -> None:
