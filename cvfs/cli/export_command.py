@@ -29,8 +29,9 @@ def command(url: str, path: str, directory: str, quiet: bool, as_json: bool) -> 
     """Make DIR a plain copy of the directory PATH of the repository at URL.
 
     DIR is made if it is not there. Run again after an interruption, it goes on: a file of the right size and time is
-    taken for copied. Nothing is removed from DIR. Modes, times, symbolic and hard links, holes and extended attributes
-    are kept, owners too as root. Every byte is verified before it is written.
+    taken for copied. Nothing is removed from DIR but what an export that was killed had not completed. Modes, times,
+    symbolic and hard links, holes and extended attributes are kept, owners too as root. Every byte is verified before
+    it is written.
     """
     common.setup_quiet_logging()
     location, settings = common.locate(url)

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,9 @@ PARALLEL = 16
 """Files under way at once: enough to keep all connections busy when each file is in another pack."""
 
 _ZEROS = bytes(BLOCK_BYTES)
+_TEMPORARY = re.compile(rb"\.cvfs-[0-9a-f]{16}-\d+")
+"""Names of files that are not complete yet."""
+
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 _UNSUPPORTED = (errno.EPERM, errno.EACCES, errno.ENOTSUP)
 
@@ -32,14 +37,15 @@ class Copier:
 
     Owners are kept by root only, as by cp(1); set-id bits only with their owner. Extended attributes are kept where
     the target can. A file of a tree that cannot be read or written goes into the tally, and the others are copied. With
-    `resume` a regular file that the target has with the right size and time is taken for an earlier copy, and left.
+    `resume` a regular file that the target has with the right size and time is taken for an earlier copy, and left;
+    what an earlier copy that was killed had not completed is removed.
     """
 
     def __init__(self, repository: Repository, fetcher: Fetcher, tally: Tally, *, resume: bool = False) -> None:
         self._repository, self._fetcher, self._tally, self._resume = repository, fetcher, tally, resume
         self._limiter = trio.CapacityLimiter(PARALLEL)
         self._alone = False
-        self._serial = 0
+        self._run, self._serial = os.urandom(8).hex().encode(), 0
         self._first_names: dict[int, bytes] = {}
         self._other_names: list[tuple[bytes, bytes]] = []
         self._directories: list[tuple[bytes, Entry]] = []
@@ -66,7 +72,8 @@ class Copier:
                 await self._copy_leaf(nursery, found, target)
                 continue
             with _errors_of(target):
-                _make_directory(target)
+                if not _make_directory(target) and self._resume:
+                    _remove_leftovers(target)
             self._directories.append((target, found.entry))
             below = []
             async for run in list_runs(self._repository, found.record.path):
@@ -154,7 +161,7 @@ class Copier:
 
     def _temporary(self, target: bytes) -> bytes:
         self._serial += 1
-        return b"%s/.cvfs-%d-%d" % (os.path.dirname(target) or b".", os.getpid(), self._serial)
+        return b"%s/.cvfs-%s-%d" % (os.path.dirname(target) or b".", self._run, self._serial)
 
 
 @contextmanager
@@ -168,9 +175,12 @@ def _errors_of(target: bytes) -> Iterator[None]:
 
 @contextmanager
 def _new_file(path: bytes) -> Iterator[int]:
-    """A descriptor of a new file, which is removed unless it was renamed meanwhile."""
+    """A descriptor of a new file, which is removed unless it was renamed meanwhile. The lock on it tells others that
+    somebody is at work."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -178,13 +188,37 @@ def _new_file(path: bytes) -> Iterator[int]:
             os.unlink(path)
 
 
-def _make_directory(path: bytes) -> None:
-    """A directory that can be filled; its own mode comes at the end. A symbolic link to one is not one."""
+def _make_directory(path: bytes) -> bool:
+    """A directory that can be filled; its own mode comes at the end. A symbolic link to one is not one. Whether it is
+    new."""
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             raise
+        return False
+    return True
+
+
+def _remove_leftovers(directory: bytes) -> None:
+    """Remove what a copy that was killed had begun in a directory, but nothing that another is writing now."""
+    with os.scandir(directory) as found:
+        names = [each.path for each in found if _TEMPORARY.fullmatch(each.name)]
+    for path in names:
+        with contextlib.suppress(FileNotFoundError):
+            if not (stat.S_ISREG(os.lstat(path).st_mode) and _is_locked(path)):
+                os.unlink(path)
+
+
+def _is_locked(path: bytes) -> bool:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _is_copy(path: bytes, entry: Entry) -> bool:
