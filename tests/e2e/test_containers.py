@@ -1,8 +1,8 @@
 """The mount inside containers, bound in by the commands of docs/operations.md, on the engines that people use.
 
 One machine for all of them: a mount namespace whose root is shared, as systemd makes it, where every repository is
-mounted on one directory, and single ones below another. Each container is started first, and everything happens
-afterwards.
+mounted on one directory, and single ones below others: by hand, and by the automounter. Each container is started
+first, and everything happens afterwards.
 """
 
 import contextlib
@@ -112,6 +112,22 @@ class Machine:
         status = json.loads(self.cvfs("status", self.static, "--json"))
         return int(status["mounts"][0]["worker_pid"])
 
+    def helper(self) -> None:
+        """Put mount.cvfs where mount(8) looks for it, in this namespace."""
+        self.cvfs("setup", "--prefix", self.top / "installed")
+        sbin, over = os.path.realpath("/sbin"), self.top / "over"
+        over.mkdir()
+        layers = f"lowerdir={sbin},upperdir={over}/upper,workdir={over}/work"
+        self("mount", "-t", "tmpfs", "tmpfs", over)
+        self("mkdir", over / "upper", over / "work")
+        self("cp", self.top / "installed/sbin/mount.cvfs", over / "upper")
+        self("mount", "-t", "overlay", "overlay", "-o", layers, sbin)
+
+    def mounts(self, kind: str) -> list[str]:
+        """Where file systems of a kind are mounted."""
+        text = self("cat", "/proc/self/mounts").stdout.decode()
+        return re.findall(rf"^\S+ (\S+) {re.escape(kind)} ", text, re.MULTILINE)
+
     def unmount(self) -> None:
         for directory in (self.static, self.singles / FIRST):
             self("umount", "--lazy", directory, check=False)
@@ -164,9 +180,8 @@ def test_engine(machine: Machine, engine: str) -> None:
         with start(machine.static) as cat:
             assert cat(f"{FIRST}/same") == "the same"
             _configured_later(machine, f"{PROGRAMS[engine]}{len(machine.stores)}.example.org", cat)
-        if engine != "crun":  # 1.8.1 lets nothing in that is mounted later: docs/operations.md says so
-            with start(machine.singles) as cat:
-                _mounted_later(machine, cat)
+        with _bound_onto_itself(machine, if_so=engine == "crun"), start(machine.singles) as cat:
+            _mounted_later(machine, cat)
 
 
 def _configured_later(machine: Machine, name: str, cat: Cat) -> None:
@@ -191,6 +206,16 @@ def _forget() -> None:
     kernel_caches.drop()
 
 
+@contextlib.contextmanager
+def _bound_onto_itself(machine: Machine, *, if_so: bool) -> Iterator[None]:
+    """The single mounts are in a directory that is a mount of its own: docs/operations.md says what for."""
+    if if_so:
+        machine("mount", "--rbind", machine.singles, machine.singles)
+    yield
+    if if_so:
+        machine("umount", "--lazy", "--recursive", machine.singles)
+
+
 def _mounted_later(machine: Machine, cat: Cat) -> None:
     """It was there when the container was started, or will be: unmounted, and mounted anew."""
     directory = machine.singles / FIRST
@@ -201,6 +226,68 @@ def _mounted_later(machine: Machine, cat: Cat) -> None:
     assert "No such file" in cat(f"{FIRST}/file")
     machine.cvfs("mount", FIRST, directory)
     assert cat(f"{FIRST}/file") == f"{FIRST}: one"
+
+
+@pytest.fixture(scope="module")
+def automounted(machine: Machine) -> Iterator[Path]:
+    """A directory below which the automounter mounts what is looked at, and unmounts what nobody uses for a second."""
+    if not shutil.which("automount"):
+        pytest.skip("automount is not installed")
+    machine.helper()
+    top = machine.top / "automounted"
+    top.mkdir()
+    (machine.top / "auto.map").write_text("* -fstype=cvfs :&\n")
+    (machine.top / "auto.master").write_text(f"{top} {machine.top}/auto.map --timeout=1\n")
+    words = ("automount", "-f", "--dont-check-daemon", "-p", machine.top / "pid", machine.top / "auto.master")
+    with (
+        open(machine.top / "automount.log", "wb") as log,
+        subprocess.Popen(
+            machine.words(*words), env=machine.host.environment, stdout=log, stderr=log, start_new_session=True
+        ) as daemon,
+    ):
+        try:
+            wait_until(lambda: str(top) in machine.mounts("autofs"))
+            yield top
+        finally:
+            daemon.terminate()
+            daemon.wait(30)
+            for point in (*machine.mounts("fuse.cvfs"), *machine.mounts("autofs")):  # what it found to be in use
+                if Path(point).is_relative_to(top):
+                    machine("umount", "--lazy", point)
+
+
+@pytest.mark.parametrize("engine", PROGRAMS)
+def test_automounter(machine: Machine, automounted: Path, engine: str) -> None:
+    """What is mounted because somebody looks at it inside, and what was unmounted while nobody did."""
+    if not shutil.which(PROGRAMS[engine]):
+        pytest.skip(f"{PROGRAMS[engine]} is not installed")
+    with ENGINES[engine](machine) as start, start(automounted) as cat:
+        for _ in range(2):
+            wait_until(lambda: str(automounted / FIRST) not in machine.mounts("fuse.cvfs"), 30)
+            assert cat(f"{FIRST}/file") == f"{FIRST}: one"
+
+
+def test_private_bind_mount(machine: Machine, automounted: Path) -> None:
+    """Where nothing that is mounted later gets in, the static mount works, and the automounter's directory cannot."""
+    name = "private.example.org"
+    machine.publish(name, "one")
+    machine.cvfs("refresh", machine.static)
+    wait_until(lambda: machine.has(machine.static / name), timeout_s=30)
+    with _private(machine, machine.static) as cat:
+        assert cat(f"{name}/file") == f"{name}: one"
+    with _private(machine, automounted) as cat:
+        assert "Too many levels of symbolic links" in cat(f"{name}/file")
+    assert machine("cat", automounted / name / "file").stdout.decode() == f"{name}: one"
+
+
+@contextlib.contextmanager
+def _private(machine: Machine, source: Path) -> Iterator[Cat]:
+    """Bound by whoever does not know of propagation."""
+    inside = machine.top / "inside"
+    inside.mkdir(exist_ok=True)
+    script = f"mount --rbind {source} {inside} && {_CAT.replace('/cvfs', str(inside))}"
+    with _inside(machine, ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]) as cat:
+        yield cat
 
 
 # The engines: each a context that is left with nothing of it running, and starts containers.
@@ -292,6 +379,7 @@ def _podman_environment(top: Path, user: int) -> dict[str, str | Path]:
         "CONTAINERS_CONF": top / "containers.conf",
         "CONTAINERS_STORAGE_CONF": top / "storage.conf",
         "HOME": top / "home",
+        "XDG_CONFIG_HOME": top / "home",
         "XDG_RUNTIME_DIR": top / "run",
     }
 
