@@ -11,25 +11,20 @@ not given out anew by another.
 """
 
 import contextlib
-import errno
 import logging
-import os
 import threading
-import time
 from array import array
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import chain
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from cvfs.cache import index_files
 from cvfs.cache.directory import CacheDirectory, as_cache_error
-from cvfs.cache.index_files import FIRST_CAPACITY, IndexFiles
 from cvfs.cache.index_part import Part
-from cvfs.cache.inode_table import Slot, size_of
+from cvfs.cache.index_places import Places
+from cvfs.cache.inode_table import Slot
 from cvfs.cache.leaves import Owner
 from cvfs.errors import CacheError, FormatError
 from cvfs.format.pages import Leaf
@@ -37,11 +32,6 @@ from cvfs.inodes import ROOT_INODE, Identity, Numbering
 from cvfs.model import BlobRef, Digest
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-_REST_S = 10.0
-"""For how long a part that has failed is not written to."""
 
 _TRIM_AFTER = 4000
 """Entries. Each may touch a memory page of the map, around which the kernel maps up to 15 more."""
@@ -52,13 +42,7 @@ _MOST_CONTESTS = 64
 Numbers = Sequence[Sequence[int]]
 """The inode numbers of a leaf: one sequence for each group, parallel to its entries."""
 
-_OWN = 2
-"""The number of the part in the memory of this process, behind those of the places."""
-
-_WHERE = ("on disk", "of the host")
-_FIRST_BYTES = size_of(FIRST_CAPACITY)
 _ALL_BITS = (1 << 64) - 1
-_OPENERS = (index_files.open_on_disk, index_files.open_in_memory)
 
 
 class Place(NamedTuple):
@@ -76,23 +60,17 @@ class InodeIndex:
     """
 
     def __init__(self, directory: CacheDirectory, evict: Callable[[int], object] = lambda size: None) -> None:
-        self._cache, self._evict = directory.path, evict
-        self._roots = index_files.disk_root(directory.path), index_files.memory_root(directory.path)
-        self._lock, self._opening = threading.Lock(), threading.Lock()
+        self._places = Places(directory.path, evict)
+        self._lock = threading.Lock()
         self._contested: dict[tuple[int, Identity], int] = {}
         self._touched = 0
-        self._slots: list[Part | None] = [None, None, None]
-        """One for each of the places, and one for the memory of this process."""
-        self._resting_until = [0.0, 0.0]
-        self._parts: tuple[Part, ...] = ()
-        """Those that are open, in order."""
-        next(self._usable())
-        self._open_those_there()
+        next(self._places.usable())
+        self._places.open_those_there()
 
     def adopt(self, numbering: Numbering, page: BlobRef, leaf: Leaf) -> Numbers:
         """The inode number of each record of `leaf`, the page `page` of a repository; `find` knows them from now on.
 
-        Raises FormatError: its entries were made to have one number.
+        Raises FormatError: its entries were made to have one number. CacheError: the disk failed.
         """
         identities = [numbering.entries(group.directory, group.entries) for group in leaf.groups]
         with self._lock:
@@ -106,14 +84,14 @@ class InodeIndex:
         Raises CacheError: the disk failed.
         """
         try:
-            for part in self._parts:
+            for part in self._places.parts:
                 slot = part.table.find(number) or part.find(number)
                 owner = None if slot is None else part.leaves.get(slot.page)
                 if slot is not None and owner is not None:
                     return Place(*owner, slot.position)
         except OSError as error:
             raise as_cache_error("cannot read the inode index", error) from error
-        return self.find(number) if self._open_those_there() else None
+        return self.find(number) if self._places.open_those_there() else None
 
     def resolve(self, seed: int, identity: Identity) -> int:
         """The inode number of `identity` in the repository with this seed: its own, or the one it was given because
@@ -123,96 +101,26 @@ class InodeIndex:
     def pages(self) -> set[Digest]:
         """All leaves that were ever adopted since the machine was started. Raises CacheError: the disk failed."""
         try:
-            return set().union(*(part.leaves.pages() for part in self._parts))
+            return set().union(*(part.leaves.pages() for part in self._places.parts))
         except OSError as error:
             raise as_cache_error("cannot read the inode index", error) from error
 
     def close(self) -> None:
-        for part in self._parts:
-            part.close()
-
-    # Parts
-
-    def _usable(self) -> Iterator[tuple[int, Part]]:
-        """What may be written to now, the best first: opened, unless it rests."""
-        for number, opener in enumerate(_OPENERS):
-            if time.monotonic() >= self._resting_until[number]:
-                part = self._slots[number] or self._open(number, opener)
-                if part is not None:
-                    yield number, part
-        yield _OWN, self._slots[_OWN] or self._hold(_OWN, Part(None))
-
-    def _open(self, number: int, opener: Callable[[Path], IndexFiles]) -> Part | None:
-        def opened() -> Part:
-            files = opener(self._cache)
-            try:
-                return Part(files, files.first_table())
-            except (OSError, ValueError):
-                files.close()
-                raise
-
-        part = self._with_space(number, _FIRST_BYTES, opened)
-        return part and self._hold(number, part)
-
-    def _open_those_there(self) -> bool:
-        """Open what another process has made meanwhile, without waiting for any; whether there was something."""
-        opened = False
-        for number, root in enumerate(self._roots):
-            with contextlib.suppress(OSError, ValueError):
-                if self._slots[number] is None and os.path.isdir(root):
-                    files = IndexFiles(root)
-                    table = files.newest_table()
-                    opened = table is not None
-                    self._hold(number, Part(files, table)) if table else files.close()
-        return opened
-
-    def _hold(self, number: int, part: Part) -> Part:
-        """Use a part from now on, unless another thread has opened it as well: then that one's."""
-        with self._opening:
-            held = self._slots[number]
-            if held is not None:
-                part.close()
-                return held
-            self._slots[number] = part
-            self._parts = tuple(each for each in self._slots if each is not None)
-            return part
-
-    def _with_space(self, number: int, size: int, work: Callable[[], T]) -> T | None:
-        """What `work` gives, in place `number`; if that has no space, once more after evicting `size` bytes. None if
-        that is of no use: the place rests."""
-        try:
-            return work()
-        except (OSError, ValueError) as error:
-            if number or not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                self._rest(number, error)
-                return None
-        try:
-            with contextlib.suppress(CacheError):
-                self._evict(size)
-            return work()
-        except (OSError, ValueError) as error:
-            self._rest(number, error)
-            return None
-
-    def _rest(self, number: int, error: Exception) -> None:
-        if not self._resting_until[number]:
-            log.warning("no space for the inode index %s (%s): it is kept in memory", _WHERE[number], error)
-        self._resting_until[number] = time.monotonic() + _REST_S
-
-    # Putting in
+        self._places.close()
 
     def _take_in(self, owner: Owner, identities: Sequence[Identity]) -> None:
         """Put a leaf in, unless it is there."""
-        if self._is_known(owner) and not any(part.table.contested for part in self._parts):
+        if self._is_known(owner) and not any(part.table.contested for part in self._places.parts):
             return
-        self._open_those_there()
-        for number, part in self._usable():
-            if self._with_space(number, part.growth_bytes, partial(self._put_leaf, part, owner, identities)):
+        self._places.open_those_there()  # they may have these numbers
+        for place, part in self._places.usable():
+            if self._places.with_space(place, part.growth_bytes, partial(self._put_leaf, part, owner, identities)):
                 return
+        raise CacheError("the inode index cannot be kept anywhere")
 
     def _is_known(self, owner: Owner) -> bool:
         with contextlib.suppress(OSError):
-            return any(part.leaves.number(owner) is not None for part in self._parts)
+            return any(part.leaves.number(owner) is not None for part in self._places.parts)
         return False
 
     def _put_leaf(self, part: Part, owner: Owner, identities: Sequence[Identity]) -> bool:
@@ -222,7 +130,7 @@ class InodeIndex:
             known = part.leaves.number(owner)
             page = part.leaves.next_number() if known is None else known
             part.make_room(len(identities))
-            others = [each for each in self._parts if each is not part]
+            others = [each for each in self._places.parts if each is not part]
             rest = self._put_free(part, page, identities, owner[0], others)
             if known is None:
                 part.leaves.add(owner)
@@ -273,7 +181,7 @@ class InodeIndex:
     def _step(self, seed: int) -> int:
         """From a number that is taken to the next: another way for each repository, which none can foresee, so that no
         publisher can be there first. The same in all processes."""
-        secret = self._parts[0].table.secret
+        secret = self._places.parts[0].table.secret
         return xxh3_64_intdigest(seed.to_bytes(8, "little"), secret) | 1 if secret else 1
 
     def _numbers(self, seed: int, identities: Sequence[Identity]) -> Sequence[int]:
@@ -285,5 +193,5 @@ class InodeIndex:
         self._touched += touched
         if self._touched >= _TRIM_AFTER:
             self._touched = 0
-            for part in self._parts:
+            for part in self._places.parts:
                 part.table.trim()

@@ -53,8 +53,9 @@ class IndexFiles:
 
     def _open(self) -> None:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._directory = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._directory = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
+            _check_private(os.fstat(self._directory), self._root)
             self.leaves_fd = self._open_file(_LEAVES, os.O_CREAT)
         except OSError:
             os.close(self._directory)
@@ -157,10 +158,15 @@ def open_in_memory(cache: Path) -> IndexFiles:
     """The files in the host's memory, in a directory that no other user has made or may write to."""
     root = memory_root(cache)
     root.parent.mkdir(mode=0o700, exist_ok=True)
-    found = os.lstat(root.parent)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise PermissionError(errno.EPERM, f"{root.parent} is not of this user alone")
+    _check_private(os.lstat(root.parent), root.parent)
     return IndexFiles(root)
+
+
+def _check_private(found: os.stat_result, path: Path) -> None:
+    """Raise PermissionError unless `path` is a directory that no other user has made, or may write to: who can cut a
+    file that is mapped ends the process."""
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, f"{path} is not of this user alone")
 
 
 def _name(generation: int) -> str:

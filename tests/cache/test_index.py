@@ -17,8 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvfs.cache import index as index_module
-from cvfs.cache import index_files, index_part, inode_table
+from cvfs.cache import index_files, index_part, index_places, inode_table
 from cvfs.cache.directory import CacheDirectory
 from cvfs.cache.index import InodeIndex, Place
 from cvfs.cache.inode_table import Full, InodeTable, Slot
@@ -393,7 +392,7 @@ def test_full_disk_is_answered_with_eviction_first(tmp_path: Path, host_memory: 
 
 @needs_root
 def test_disk_is_tried_again(tmp_path: Path, host_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "_REST_S", 0.0)
+    monkeypatch.setattr(index_places, "_REST_S", 0.0)
     with small_disk(tmp_path / "disk", "4m") as disk:
         directory = CacheDirectory(disk)
         index = InodeIndex(directory)
@@ -431,6 +430,27 @@ def test_without_locks_the_index_is_shared_in_memory(
     assert list(host_memory.glob("*/*/table.1"))
 
 
+@needs_root
+@pytest.mark.parametrize("mode", ["another's", "open"])
+def test_memory_that_another_user_may_write_to_is_not_used(
+    directory: CacheDirectory, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither made, nor gone on with: whoever cuts a file that is mapped ends the process."""
+    with monkeypatch.context() as full:
+        full.setattr(index_places.index_files, "disk_root", lambda cache: cache / "none")
+        full.setattr(index_places.index_files, "open_on_disk", out_of_space)
+        numbers = adopt(InodeIndex(directory), 1)
+        root = index_files.memory_root(directory.path)
+        check(InodeIndex(directory), 1, numbers)
+        if mode == "open":
+            root.chmod(0o777)
+        else:
+            os.chown(root, 12345, 12345)
+        index = InodeIndex(directory)
+        assert index.find(numbers[0]) is None
+        check(index, 1, adopt(index, 1))
+
+
 def out_of_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -438,7 +458,7 @@ def out_of_space(*_: object) -> None:
 def test_numbers_are_told_apart_wherever_they_are_kept(
     directory: CacheDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "_REST_S", 0.0)
+    monkeypatch.setattr(index_places, "_REST_S", 0.0)
     ours, theirs = InodeIndex(directory), InodeIndex(directory)
     first = adopt(ours, 1)
     forged = NUMBERING.entries(b"d", leaf(1)[1].groups[0].entries)
@@ -446,7 +466,7 @@ def test_numbers_are_told_apart_wherever_they_are_kept(
     monkeypatch.setattr(evil, "entries", lambda *_: forged, raising=False)
     with monkeypatch.context() as full:
         for index in (ours, theirs):
-            full.setattr(index._slots[0], "locked", out_of_space)
+            full.setattr(index._places._held[0], "locked", out_of_space)
         [second] = ours.adopt(evil, *leaf(2))
         third = adopt(ours, 3)
     assert not set(first) & set(second)
