@@ -126,22 +126,23 @@ class InodeTable:
         multiplier, shift, probes = self._multiplier, self._shift, self._probes
         taken = []
         for position, (number, check) in enumerate(identities):
-            place, left = number * multiplier >> shift & mask, probes
-            found, used, _, _ = unpack(buffer, _HEADER_BYTES + place * 16)
-            while used and found != number and left:
-                place, left = place + 1 & mask, left - 1
-                found, used, _, _ = unpack(buffer, _HEADER_BYTES + place * 16)
-            if not left:
-                raise Full
-            if used:
-                taken.append(position)
+            first = number * multiplier >> shift & mask
+            for place in range(first, first + probes):
+                offset = _HEADER_BYTES + (place & mask) * 16
+                found, used, _, _ = unpack(buffer, offset)
+                if not used:
+                    pack(buffer, offset, number, page + 1, position, check)
+                    break
+                if found == number:
+                    taken.append(position)
+                    break
             else:
-                pack(buffer, _HEADER_BYTES + place * 16, number, page + 1, position, check)
+                raise Full
         _U64.pack_into(buffer, _COUNT_AT, self.count + len(identities) - len(taken))
         return taken
 
     def _first(self, number: int) -> int:
-        """Where a search begins. `find` and `put_all` say it themselves, as they are called most."""
+        """Where a search begins. Those that are called most say it themselves."""
         return number * self._multiplier >> self._shift & self._mask
 
     def _taken(self) -> Iterator[tuple[int, int, int, int]]:
@@ -154,9 +155,10 @@ class InodeTable:
         Lets go of memory on the way: both together are most of what a client uses.
         """
         unpack, pack, buffer, mask = _SLOT.unpack_from, _SLOT.pack_into, self._map, self._mask
+        multiplier, shift = self._multiplier, self._shift
         count = 0
         for count, (number, page, position, check) in enumerate(old._taken(), 1):
-            first = self._first(number)
+            first = number * multiplier >> shift & mask
             for place in range(first, first + self._probes):  # no more: of garbage some is left out
                 offset = _HEADER_BYTES + (place & mask) * 16
                 if not unpack(buffer, offset)[1]:
