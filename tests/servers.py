@@ -363,16 +363,44 @@ def mute_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def make_certificate(address: str) -> bytes:
-    """A self-signed certificate for an IP address, and its key, in PEM."""
+@dataclass(frozen=True)
+class Authority:
+    """One that signs certificates; `pem` is what those who believe it need."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @property
+    def pem(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def make_authority() -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now - day).not_valid_after(now + day)
+    name = _common_name("test authority")
+    builder = _builder(name, name, key).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    return Authority(builder.sign(key, hashes.SHA256()), key)
+
+
+def make_certificate(address: str, authority: Authority | None = None) -> bytes:
+    """A certificate for an IP address, and its key, in PEM; signed by the authority, else by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _common_name("test")
+    issuer, issuer_key = (authority.certificate.subject, authority.key) if authority else (name, key)
     names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
-    signed = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    signed = _builder(name, issuer, key).add_extension(names, critical=False).sign(issuer_key, hashes.SHA256())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return signed.public_bytes(serialization.Encoding.PEM) + private
+
+
+def _common_name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+
+def _builder(name: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    """Of a certificate that is valid today."""
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(issuer, name, key.public_key(), x509.random_serial_number())
+    return builder.not_valid_before(now - day).not_valid_after(now + day)

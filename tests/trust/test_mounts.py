@@ -1,6 +1,7 @@
 """Trust on real mounts: what is refused, what goes on, and what is said of it."""
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ import pytest
 from cvfs.errors import ExpiredError
 from cvfs.mount.freshness import StrictFileSystem
 from cvfs.trust.names import TIMESTAMP
+from tests import kernel_caches
 from tests.command import Command, wait_until
+from tests.servers import FaultyServer
 from tests.small_store import SmallStore
 
 
@@ -96,6 +99,57 @@ def test_expired_goes_on_and_says_so(cvfs: Command, store: SmallStore, mnt: Path
     expire(store, 3600)
     wait_until(lambda: cvfs.status(mnt)["state"] == "ok")
     cvfs.ok("umount", mnt)
+
+
+@pytest.mark.parametrize("engine", ["channel", "pyfuse3"])
+def test_restarted_without_a_network_after_it_has_expired(
+    cvfs: Command, store: SmallStore, mnt: Path, engine: str
+) -> None:
+    """As after a long night without network and power: what is cached is there, and status says how old it is."""
+    store.publish({b"file": b"one", b"d/other": b"two", b"never": b"read"})
+    options = ("--root", store.root, "--refresh", "0.3", "--known-deadline", "1", "--deadline", "3", "--engine", engine)
+    expire(store, 6)
+    with FaultyServer(store.path) as server:
+        cvfs.ok("mount", *options, server.url, mnt)
+        assert (mnt / "file").read_bytes() + (mnt / "d/other").read_bytes() == b"onetwo"
+        assert cvfs.status(mnt)["state"] == "ok"
+    wait_until(lambda: cvfs.status(mnt)["trust"]["expired"])
+    _lose_all(cvfs, mnt)
+    for _ in range(2):  # what the first one starts with is what it leaves behind
+        assert cvfs("mount", *options, server.url, mnt).returncode == 0
+        _is_expired_and_serves(cvfs, mnt)
+        cvfs.ok("umount", mnt)
+    cvfs("mount", *options, server.url, mnt)
+    expire(store, 3600)
+    with server:
+        wait_until(lambda: cvfs.status(mnt)["state"] == "ok")
+        wait_until(lambda: _reads(mnt / "never"))
+        cvfs.ok("umount", mnt)
+
+
+def _lose_all(cvfs: Command, mnt: Path) -> None:
+    """No process is left, and nothing in the kernel's caches: as after a reset of the machine."""
+    cvfs.kill_all(cvfs.status(mnt)["pid"])
+    subprocess.run(["umount", "--lazy", mnt], check=True)
+    kernel_caches.drop()
+
+
+def _is_expired_and_serves(cvfs: Command, mnt: Path) -> None:
+    for words in (("status",), ("status", mnt)):
+        outcome = cvfs(*words)
+        assert (outcome.returncode, b"expired" in outcome.stdout) == (1, True)
+    status = cvfs.status(mnt)
+    assert (status["state"], status["trust"]["expired"], status["revision"]) == ("expired", True, 2)
+    assert (mnt / "file").read_bytes() + (mnt / "d/other").read_bytes() == b"onetwo"
+    assert sorted(os.listdir(mnt)) == ["d", "file", "never"]
+    assert not _reads(mnt / "never")
+
+
+def _reads(path: Path) -> bool:
+    try:
+        return bool(path.read_bytes())
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("engine", ["channel", "pyfuse3"])
