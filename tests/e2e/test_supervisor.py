@@ -366,35 +366,38 @@ def test_service_manager_hears_of_a_mount_that_some_of_its_workers_serve(
         host.umount(mount)
 
 
-def test_kill_in_the_middle_of_a_write_to_the_cache(host: Host, store: Store, tree: Path) -> None:
+def test_kill_in_the_middle_of_a_write_to_the_cache(host: Host, store: Store, tree: Path, tmp_path: Path) -> None:
     """A worker is stopped between the beginning of a file and its name, and killed: nothing of that has the name."""
-    files = {f"f{number}": random.Random(number).randbytes(3 << 20) for number in range(12)}
+    files = {f"f{number}": random.Random(number).randbytes(3 << 20) for number in range(20)}
     for name, data in files.items():
         (tree / name).write_bytes(data)
     store.publish(tree)
     mount = host.mount(store.path)
     (pid,) = workers(supervisor_of(host, mount))
-    with subprocess.Popen(["cat", *(mount / name for name in files)], stdout=subprocess.PIPE) as reader:
-        unnamed = _stop_while_writing(pid, host.cache / "objects")
-        kill(pid)
-        assert unnamed.exists()
-        assert reader.communicate(timeout=60)[0] == b"".join(files.values())
+    with (tmp_path / "read").open("wb") as output:
+        reader = subprocess.Popen(["cat", *(mount / name for name in files)], stdout=output)
+    unnamed = _stop_while_writing(pid, host.cache / "objects")
+    kill(pid)
+    assert unnamed.exists()
+    assert reader.wait(60) == 0
+    assert (tmp_path / "read").read_bytes() == b"".join(files.values())
     host.umount(mount)
     _check_cache(host.cache)
 
 
 def _stop_while_writing(pid: int, objects: Path) -> Path:
-    """Stop a worker at a moment at which it has begun with a file, and not given it its name; that file."""
-    deadline = time.monotonic() + 30
+    """Let a worker go on in the smallest steps until it has begun with a file, and not given it its name; that file."""
+    deadline = time.monotonic() + 40
     while time.monotonic() < deadline:
-        if not _unnamed(objects):
-            continue
         os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: _state(pid) == "T")
+        while _states(pid) != {"T"}:
+            os.sched_yield()
         unnamed = _unnamed(objects)
         if unnamed:
             return objects / unnamed[0]
         os.kill(pid, signal.SIGCONT)
+        while "T" in _states(pid):
+            os.sched_yield()
     raise AssertionError("it was never seen to write")
 
 
@@ -405,5 +408,10 @@ def _unnamed(objects: Path) -> list[str]:
     return []
 
 
-def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+def _states(pid: int) -> set[str]:
+    """What the threads of a process do. One that has just ended does nothing."""
+    found = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            found.add(path.read_text().rpartition(")")[2].split()[0])
+    return found
