@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from cvfs import __version__, terminal
+from cvfs.errors import ConfigError
 from cvfs.model import Manifest
 from cvfs.terminal import show_count, show_size
 from publisher.escape import escape
@@ -20,11 +21,13 @@ from publisher.key_cli import (
     find_keys,
     key_group,
     keys_option,
+    made_s,
     mount_command,
     new_passphrase,
     now_s,
     resign_command,
     root_key_option,
+    warn,
 )
 from publisher.settings import check_apart, exclusion, state_directory
 from publisher.store import open_store
@@ -90,7 +93,7 @@ def init_command(
     keys = Keys(keys_dir or default_keys(name), root_paths, ask_passphrase)
     check_apart(store, {"key directory": keys.directory} | {f"root key {path.name}": path for path in root_paths})
     security = Security(root_threshold, timestamp_days, passphrase=new_passphrase(is_protected))
-    create(store, name, now_s(), keys, security)
+    create(store, name, _date_of_first(timestamp_days), keys, security)
     root = keys.known_root() or b""
     root_file, sha256 = str(keys.directory / ROOT_FILE), root_id(root)
     if as_json:
@@ -101,6 +104,16 @@ def init_command(
     click.echo(f"Keys:  {keys.directory} (take {', '.join(map(str, keys.candidates('root')))} offline)")
     click.echo(f"Root:  {root_file}, SHA-256 {sha256}")
     click.echo(f"Mount: {mount_command(root)}")
+
+
+def _date_of_first(timestamp_days: int) -> int:
+    """The date of a new store's signatures too, so that two may be equal to the last byte."""
+    date_s = made_s()
+    if date_s + timestamp_days * 86400 <= now_s():
+        raise ConfigError(
+            f"SOURCE_DATE_EPOCH is too long ago: what was signed then for {timestamp_days} days has expired. Unset it"
+        )
+    return date_s
 
 
 @cli.command("publish")
@@ -152,15 +165,19 @@ def publish_command(
 
     opened = open_store(store)
     excluded, threads = exclusion(exclude), workers or usable_cpus()
-    options = Options(parse_path(at), level, message, dry_run, accept_rollback, excluded, threads)
+    options = Options(parse_path(at), level, message, dry_run, accept_rollback, excluded, threads, made_s())
     kept = state or state_directory(store, read_head(opened).manifest.repository)
     check_apart(tree, {"store": opened.path, "state directory": kept})
     keys = None if dry_run else find_keys(opened, keys_dir)
     if keys is not None:
         check_apart(tree, {"key directory": keys.directory})
         keys.unlock()
-    with opened.lock(_say_waiting if wait else None), _watching(not quiet and not as_json) as watch:
+    waiting, warnings = _say_waiting if wait else None, list[str]()
+    with opened.lock(waiting), _watching(not quiet and not as_json) as watch:
+        watch = watch._replace(warn=warnings.append, wait=waiting)
         report = publish(opened, tree, kept, options, now_s(), watch, keys)
+    for each in warnings:
+        warn(each)
     if as_json:
         terminal.print_json(report.as_json())
     elif not quiet:
@@ -179,7 +196,7 @@ def _watching(is_wanted: bool) -> "AbstractContextManager[Watch]":
 
 
 def _say_waiting() -> None:
-    terminal.console.print("Another publisher is at work on this store; waiting for it (--no-wait: do not)")
+    terminal.console.print("Another publisher is at work here; waiting for it (--no-wait: do not)")
 
 
 @cli.command("serve")

@@ -12,7 +12,7 @@ from cvfs import terminal
 from cvfs.errors import StoreError
 from cvfs.terminal import show_count, show_size
 from publisher.escape import escape
-from publisher.key_cli import find_keys, keys_option, locked, now_s
+from publisher.key_cli import find_keys, keys_option, locked, now_s, warn
 from publisher.settings import state_directory
 from publisher.store import DirectoryStore, open_store
 
@@ -92,7 +92,7 @@ def rollback_command(
     number = _find(opened, head, revision).revision
     keys, kept = find_keys(opened, keys_dir), state or state_directory(store, head.manifest.repository)
     with locked(opened):
-        made = rollback(opened, keys, kept, number, message, now_s())
+        made = rollback(opened, keys, kept, number, message, now_s(), warn)
     newest = head.manifest.revision if made is None else made.revision
     if as_json:
         terminal.print_json({"published": made is not None, "revision": newest, "content_of": number})

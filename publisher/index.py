@@ -1,15 +1,17 @@
 """What this host remembers of a store, in LMDB: where contents are, which pages exist, what files looked like.
 
-All of it is a cache. Where contents are can be learned again from the pages of a revision (`publisher.history`), the
-rest by reading the tree again. One write transaction spans a publish; nothing is kept of one that fails.
+All of it is a cache. Where contents are can be learned again from the pages of a revision (`publisher.learn`), the
+rest by reading the tree again. Whatever is put here is true on its own, and every answer is held against the store, so
+what a publish has put is kept every now and then, and also if it fails: the next one does not begin at nothing.
 """
 
 import fcntl
 import os
 import shutil
 import struct
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,9 @@ _MAP_BYTES = 1 << 38
 
 _MAX_HELD = 50_000
 """Pieces put at once; 10 MB of memory."""
+
+_SAVE_S = 60.0
+"""How much work a kill may cost. A save takes one write to the disk."""
 
 _NAMES = (b"meta", b"objects", b"large", b"chunks", b"packs", b"numbers", b"pages", b"files")
 _PIECE = struct.Struct("<III")
@@ -49,34 +54,87 @@ class Piece(NamedTuple):
 
 
 HasBlob = Callable[[BlobRef], bool]
+Waiting = Callable[[], None]
+
+
+class _Session:
+    """The tables, within the present write transaction."""
+
+    def __init__(self, environment: lmdb.Environment) -> None:
+        self._environment = environment
+        self._tables = {name: environment.open_db(name) for name in _NAMES}
+        self._transaction = environment.begin(write=True)
+
+    def get(self, table: bytes, key: bytes) -> bytes | memoryview | None:
+        value: bytes | memoryview | None = self._transaction.get(key, db=self._tables[table])
+        return value
+
+    def put(self, table: bytes, key: bytes, value: bytes) -> None:
+        self._transaction.put(key, value, db=self._tables[table])
+
+    def put_sorted(self, table: bytes, items: list[tuple[bytes, bytes]]) -> None:
+        with self._transaction.cursor(self._tables[table]) as cursor:
+            cursor.putmulti(items)
+
+    def delete(self, table: bytes, key: bytes) -> bool:
+        return bool(self._transaction.delete(key, db=self._tables[table]))
+
+    def count(self, table: bytes) -> int:
+        entries: int = self._transaction.stat(self._tables[table])["entries"]
+        return entries
+
+    def commit(self) -> None:
+        """Keep what was put, and begin anew. Raises lmdb.Error: nothing was kept, and `abort` is to be called."""
+        self._transaction.commit()
+        self._transaction = self._environment.begin(write=True)
+
+    def abort(self) -> None:
+        """Forget what was put since the last commit, and begin anew."""
+        self._transaction.abort()
+        self._transaction = self._environment.begin(write=True)
+
+    def close(self) -> None:
+        self._transaction.abort()  # Does nothing after a commit.
 
 
 class Blobs:
     """Which blobs are in the store. It is asked once for each, and blobs are numbered to be named in four bytes."""
 
-    def __init__(self, transaction: lmdb.Transaction, tables: "_Tables", has_blob: HasBlob) -> None:
-        self._transaction = transaction
-        self._packs, self._numbers = tables[b"packs"], tables[b"numbers"]
+    def __init__(self, session: _Session, has_blob: HasBlob) -> None:
+        self._session = session
         self._has_blob = has_blob
         self._present: dict[BlobRef, bool] = {}
         self._by_number: dict[int, BlobRef | None] = {}
         self._number_of: dict[BlobRef, int] = {}
-        self._count: int = transaction.stat(self._packs)["entries"]
+        self._count = session.count(b"packs")
+        self.missing: set[BlobRef] = set()
+        """Those that were asked for, and are not there."""
 
     def is_present(self, blob: BlobRef) -> bool:
         present = self._present.get(blob)
         if present is None:
             present = self._present[blob] = self._has_blob(blob)
+            if not present:
+                self.missing.add(blob)
         return present
 
     def add(self, blob: BlobRef) -> None:
         """Take note that a blob has been put into the store."""
+        if self._present.get(blob) is False:
+            self.missing.discard(blob)
+            self._by_number.pop(self.number(blob), None)
         self._present[blob] = True
+
+    def forget(self) -> None:
+        """The session was aborted: numbers given since the last commit mean nothing."""
+        self._by_number.clear()
+        self._number_of.clear()
+        self._count = self._session.count(b"packs")
 
     def find(self, number: int) -> BlobRef | None:
         """The pack of a number, if it is in the store."""
         if number not in self._by_number:
-            value = self._transaction.get(_NUMBER.pack(number), db=self._packs)
+            value = self._session.get(b"packs", _NUMBER.pack(number))
             pack = None if value is None else _REF.decode(value)
             self._by_number[number] = pack if pack is not None and self.is_present(pack) else None
         return self._by_number[number]
@@ -88,12 +146,12 @@ class Blobs:
         return number
 
     def _find_number(self, pack: BlobRef) -> int:
-        value = self._transaction.get(pack.id, db=self._numbers)
+        value = self._session.get(b"numbers", pack.id)
         if value is not None:
             return int(_NUMBER.unpack(value)[0])
         number, self._count = self._count, self._count + 1
-        self._transaction.put(pack.id, _NUMBER.pack(number), db=self._numbers)
-        self._transaction.put(_NUMBER.pack(number), encode(pack), db=self._packs)
+        self._session.put(b"numbers", pack.id, _NUMBER.pack(number))
+        self._session.put(b"packs", _NUMBER.pack(number), encode(pack))
         self._by_number.pop(number, None)
         return number
 
@@ -105,18 +163,18 @@ class Pieces:
     other threads have the interpreter, and has to wait for it to come back.
     """
 
-    def __init__(self, transaction: lmdb.Transaction, table: lmdb._Database, blobs: Blobs) -> None:
-        self._transaction = transaction
+    def __init__(self, session: _Session, table: bytes, blobs: Blobs) -> None:
+        self._session = session
         self._table = table
         self._blobs = blobs
         self._held: dict[bytes, bytes] = {}
-        self._is_empty = not transaction.stat(table)["entries"]
+        self._is_empty = not session.count(table)
 
     def find(self, content_id: bytes) -> Piece | None:
         """None if it is not known, or its pack is not in the store."""
         value: bytes | memoryview | None = self._held.get(content_id)
         if value is None and not self._is_empty:
-            value = self._transaction.get(content_id, db=self._table)
+            value = self._session.get(self._table, content_id)
         if value is None:
             return None
         number, offset, length = _PIECE.unpack(value)
@@ -131,30 +189,48 @@ class Pieces:
     def flush(self) -> None:
         """Put what was held back."""
         if self._held:
-            with self._transaction.cursor(self._table) as cursor:
-                cursor.putmulti(sorted(self._held.items()))
+            self._session.put_sorted(self._table, sorted(self._held.items()))
             self._held, self._is_empty = {}, False
+
+    def forget(self) -> None:
+        """The session was aborted: what was added since the last commit has gone."""
+        self._held, self._is_empty = {}, not self._session.count(self._table)
 
 
 class Index:
-    """The index within its transaction. Nothing that relies on a blob which is not in the store is ever answered."""
+    """The index, open. Nothing that relies on a blob which is not in the store is ever answered."""
 
-    def __init__(self, transaction: lmdb.Transaction, tables: "_Tables", has_blob: HasBlob) -> None:
-        self._transaction = transaction
-        self._meta, self._large = tables[b"meta"], tables[b"large"]
-        self._pages, self._files = tables[b"pages"], tables[b"files"]
-        self.blobs = Blobs(transaction, tables, has_blob)
-        self.objects = Pieces(transaction, tables[b"objects"], self.blobs)
-        self.chunks = Pieces(transaction, tables[b"chunks"], self.blobs)
+    def __init__(self, session: _Session, has_blob: HasBlob, *, keep: bool) -> None:
+        self._session = session
+        self._keep = keep
+        self._saved_s = time.monotonic()
+        self.blobs = Blobs(session, has_blob)
+        self.objects = Pieces(session, b"objects", self.blobs)
+        self.chunks = Pieces(session, b"chunks", self.blobs)
 
-    def flush(self) -> None:
-        """Put what was held back. To be called last."""
-        self.objects.flush()
-        self.chunks.flush()
+    def save_seldom(self) -> None:
+        """Save, unless that was done lately. To be called often."""
+        if time.monotonic() - self._saved_s >= _SAVE_S:
+            self.save()
+
+    def save(self) -> None:
+        """Keep what was put, if it is to be kept. If that fails, the disk being full, say, the next publish will only
+        be slower."""
+        self._saved_s = time.monotonic()
+        if not self._keep:
+            return
+        try:
+            self.objects.flush()
+            self.chunks.flush()
+            self._session.commit()
+        except lmdb.Error:
+            self._session.abort()
+            for part in (self.blobs, self.objects, self.chunks):
+                part.forget()
 
     def find_large(self, content_id: bytes) -> Content | None:
         """Where the chunks of a large object are. What is behind its location pages is for the caller to check."""
-        value = self._transaction.get(content_id, db=self._large)
+        value = self._session.get(b"large", content_id)
         if value is None:
             return None
         content: Content = _CONTENT.decode(value)
@@ -162,49 +238,46 @@ class Index:
         return content if all(map(self.blobs.is_present, blobs)) else None
 
     def add_large(self, content_id: bytes, content: Content) -> None:
-        self._transaction.put(content_id, encode(content), db=self._large)
+        self._session.put(b"large", content_id, encode(content))
 
     def find_page(self, plain_id: Digest) -> BlobRef | None:
         """The blob of a page, by the BLAKE3 of its plain bytes."""
-        value = self._transaction.get(plain_id, db=self._pages)
+        value = self._session.get(b"pages", plain_id)
         if value is None:
             return None
         ref: BlobRef = _REF.decode(value)
         return ref if self.blobs.is_present(ref) else None
 
     def add_page(self, plain_id: Digest, ref: BlobRef) -> None:
-        self._transaction.put(plain_id, encode(ref), db=self._pages)
+        self._session.put(b"pages", plain_id, encode(ref))
 
     def find_files(self, key: bytes) -> bytes | None:
         """What the stat cache keeps under `key`."""
-        value = self._transaction.get(key, db=self._files)
+        value = self._session.get(b"files", key)
         return None if value is None else bytes(value)
 
     def put_files(self, key: bytes, value: bytes) -> None:
-        self._transaction.put(key, value, db=self._files)
+        self._session.put(b"files", key, value)
 
     def drop_files(self, key: bytes) -> bool:
-        return bool(self._transaction.delete(key, db=self._files))
+        return self._session.delete(b"files", key)
 
     @property
     def covered(self) -> tuple[BlobRef, int] | None:
         """The root page and its level of the newest tree all of whose contents are in here."""
-        value = self._transaction.get(b"covered", db=self._meta)
+        value = self._session.get(b"meta", b"covered")
         return None if value is None else _ROOT.decode(value)
 
     def set_covered(self, root: BlobRef, level: int) -> None:
-        self._transaction.put(b"covered", encode((root, level)), db=self._meta)
-
-
-_Tables = dict[bytes, lmdb._Database]
+        self._session.put(b"meta", b"covered", encode((root, level)))
 
 
 @contextmanager
-def open_index(directory: Path, has_blob: HasBlob, *, keep: bool = True) -> Iterator[Index]:
-    """The index kept in `directory`, to one process at a time. What was put is kept if the block ends well and `keep`.
+def open_index(directory: Path, has_blob: HasBlob, waiting: Waiting | None, *, keep: bool = True) -> Iterator[Index]:
+    """The index kept in `directory`, to one process at a time. What was put is kept if `keep`, unless it is damaged.
 
-    A directory that is not an index, is damaged or of another version is emptied. Raises StoreError if it cannot be
-    used.
+    If another process has it, call `waiting` and wait; without `waiting`, raise StoreError. A directory that is not an
+    index, is damaged or of another version is emptied. Raises StoreError if it cannot be used.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -212,10 +285,10 @@ def open_index(directory: Path, has_blob: HasBlob, *, keep: bool = True) -> Iter
     except OSError as error:
         raise StoreError(f"cannot keep state in {directory}: {error.strerror} (choose with --state DIR)") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _acquire(lock, directory, waiting)
         environment = _open_or_reset(directory / "index")
         try:
-            yield from _transact(environment, has_blob, keep)
+            yield from _in_session(environment, has_blob, keep)
         finally:
             environment.close()
     finally:
@@ -227,18 +300,32 @@ def reset_index(directory: Path) -> None:
     shutil.rmtree(directory / "index", ignore_errors=True)
 
 
-def _transact(environment: lmdb.Environment, has_blob: HasBlob, keep: bool) -> Iterator[Index]:
-    tables = {name: environment.open_db(name) for name in _NAMES}
-    transaction = environment.begin(write=True)
+def _acquire(lock: int, directory: Path, waiting: Waiting | None) -> None:
     try:
-        index = Index(transaction, tables, has_blob)
-        yield index
-        if keep:
-            with suppress(lmdb.Error):  # A full disk, say: the next publish will only be slower.
-                index.flush()
-                transaction.commit()
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if waiting is None:
+            raise StoreError(f"another publisher uses the state in {directory} (choose another with --state)") from None
+        waiting()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        raise StoreError(f"cannot lock {directory}: {error.strerror} (choose with --state DIR)") from error
+
+
+def _in_session(environment: lmdb.Environment, has_blob: HasBlob, keep: bool) -> Iterator[Index]:
+    session = _Session(environment)
+    try:
+        index = Index(session, has_blob, keep=keep)
+        try:
+            yield index
+        except BROKEN:
+            raise
+        except BaseException:
+            index.save()
+            raise
+        index.save()
     finally:
-        transaction.abort()  # Does nothing after a commit.
+        session.close()
 
 
 def _open_or_reset(path: Path) -> lmdb.Environment:

@@ -247,7 +247,7 @@ def resign_command(store: str, days: int | None, keys_dir: Path | None, as_json:
         renewed = resign(opened, keys, now_s(), days)
     if renewed.root_expires_s < time.time() + _WARN_DAYS * 86400:
         until = _date(renewed.root_expires_s)
-        click.echo(f"cvfs-publisher: warning: the root is valid until {until} only: key renew-root", err=True)
+        warn(f"the root is valid until {until} only: key renew-root")
     if as_json:
         terminal.print_json({"expires_s": renewed.expires_s, "root_expires_s": renewed.root_expires_s, "store": store})
     else:
@@ -255,9 +255,19 @@ def resign_command(store: str, days: int | None, keys_dir: Path | None, as_json:
 
 
 def now_s() -> int:
-    """The time of signing; SOURCE_DATE_EPOCH sets it, for stores that are equal to the last byte."""
+    """The time of signing, from which on a signature is valid."""
+    return int(time.time())
+
+
+def made_s() -> int:
+    """When what is made says that it was made. SOURCE_DATE_EPOCH sets it: then the same tree gives the same bytes."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
-    return int(fixed) if fixed.isdecimal() else int(time.time())
+    return int(fixed) if fixed.isascii() and fixed.isdecimal() else now_s()
+
+
+def warn(text: str) -> None:
+    """Of what does not make a command fail."""
+    click.echo(f"cvfs-publisher: warning: {' '.join(text.split())}", err=True)
 
 
 def locked(store: DirectoryStore) -> AbstractContextManager[None]:

@@ -122,7 +122,10 @@ class Keys:
         temporary = self.directory / f".{ROOT_FILE}-{os.getpid()}"
         try:
             make_directory(self.directory)
-            temporary.write_bytes(data)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
             temporary.rename(self.directory / ROOT_FILE)
         except OSError as error:
             raise ConfigError(f"cannot write {self.directory / ROOT_FILE}: {error.strerror}") from error

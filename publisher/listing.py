@@ -1,12 +1,15 @@
 """The directories of a tree: names and kinds, in key order, without a look at the files themselves."""
 
+import errno
 import os
 import stat
+from array import array
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 from cvfs.errors import PublishError
-from cvfs.model import Entry
+from cvfs.model import Entry, join
 from publisher.facts import Xattrs, make_entry
 
 Excluded = Callable[[bytes, bool], bool]
@@ -40,6 +43,10 @@ class SourceTree:
     def close(self) -> None:
         os.close(self.descriptor)
 
+    def again(self) -> "SourceTree":
+        """The same tree, for another thread, which closes it. Raises PublishError."""
+        return SourceTree(self.path, self._excluded)
+
     def show(self, path: bytes) -> str:
         """How messages name a path of the tree: in one line, whatever bytes it has."""
         full = os.path.join(self.path, os.fsdecode(path)) if path else self.path
@@ -53,7 +60,11 @@ class SourceTree:
             raise self.error(path, error) from error
 
     def error(self, path: bytes, error: OSError) -> PublishError:
-        return PublishError(f"cannot read {self.show(path)}: {error.strerror}")
+        """An error that names the path, and says what to do if there is something."""
+        advice = ""
+        if error.errno in (errno.EACCES, errno.EPERM):
+            advice = " (let the publisher's user read it, or leave it out with --exclude)"
+        return PublishError(f"cannot read {self.show(path)}: {error.strerror}{advice}")
 
     def entry(
         self,
@@ -111,11 +122,21 @@ class SourceTree:
             pending.extend(reversed(below))
 
     def count_names(self) -> dict[tuple[int, int], int]:
-        """How many names in the tree each file of several names has, by (device, inode)."""
-        counts: dict[tuple[int, int], int] = {}
+        """How many names in the tree each file has that has several in it, by (device, inode).
+
+        Whole trees may be linked to a cache elsewhere, as conda, pnpm and uv do: such files have one name here, and
+        cost eight bytes each.
+        """
+        inodes: dict[int, array[int]] = {}
         for directory in self.walk():
-            for identity in self._multiply_named(directory):
-                counts[identity] = counts.get(identity, 0) + 1
+            for device, inode in self._multiply_named(directory):
+                inodes.setdefault(device, array("Q")).append(inode)
+        counts = {}
+        for device, found in inodes.items():
+            for inode, same in groupby(sorted(found)):
+                count = sum(1 for _ in same)
+                if count > 1:
+                    counts[device, inode] = count
         return counts
 
     def _multiply_named(self, directory: "Directory") -> Iterator[tuple[int, int]]:
@@ -123,13 +144,17 @@ class SourceTree:
         try:
             for name, is_directory in directory.listing.names:
                 if not is_directory:
-                    status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                    status = self._status(directory.path, descriptor, name)
                     if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
                         yield status.st_dev, status.st_ino
-        except OSError as error:
-            raise self.error(directory.path, error) from error
         finally:
             os.close(descriptor)
+
+    def _status(self, directory: bytes, descriptor: int, name: bytes) -> os.stat_result:
+        try:
+            return os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+        except OSError as error:
+            raise self.error(join(directory, name), error) from error
 
 
 class Directory(NamedTuple):

@@ -71,7 +71,9 @@ class Packing:
         self._blobs.add(ref)
         pack.ref, pack.future = ref, None
         shelf.settle(pack, ref)
-        self.counts.packed_bytes += ref.plain_size
-        if is_new:
+        if not is_new:  # left by a publisher that died
+            self.counts.dedup_bytes += ref.plain_size
+        else:
             self.counts.packs += 1
+            self.counts.packed_bytes += ref.plain_size
             self.counts.packs_stored_bytes += ref.stored_size

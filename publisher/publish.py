@@ -3,12 +3,13 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from cvfs.errors import StoreError
 from cvfs.format.blob import DEFAULT_LEVEL
 from cvfs.format.manifest import check_message
 from cvfs.format.tree import Root, Tree, build, diff, edit
@@ -25,6 +26,7 @@ from publisher.locate import locate
 from publisher.packing import Packing
 from publisher.pages import PageWriter
 from publisher.pipeline import Pipeline
+from publisher.reach import Reach
 from publisher.read import BatchReader
 from publisher.remember import Memory
 from publisher.report import Changes, Counts, Report
@@ -38,7 +40,8 @@ from publisher.threads import Threads, usable_cpus
 class Options:
     """How to publish. `at`: the path in the repository that becomes equal to the tree; b"" is all of it.
 
-    `accepts_rollback`: go on from an older revision than this host knows of.
+    `accepts_rollback`: go on from an older revision than this host knows of. `published_s`: when the revision says that
+    it was published; None: when it is.
     """
 
     at: bytes = b""
@@ -48,20 +51,28 @@ class Options:
     accepts_rollback: bool = False
     excluded: Excluded | None = None
     workers: int = field(default_factory=usable_cpus)
+    published_s: int | None = None
 
     def __post_init__(self) -> None:
         """Raises FormatError: not a message, which must not be found out when all is done."""
         check_message(self.message)
 
 
+def _ignore(*_: object) -> None:
+    """Nobody wants to know."""
+
+
 class Watch(NamedTuple):
-    """Who is told while a tree is published: `begin` once with the tree, `tick` often with what was counted so far."""
+    """Who is told while a tree is published: `begin` with the tree, `tick` often, when more has been counted, `warn` of
+    what has gone wrong and does no harm; `wait` if another publisher uses the same state; None: do not wait for it."""
 
-    begin: Callable[[SourceTree, Counts], None]
-    tick: Callable[[], None]
+    begin: Callable[[SourceTree, Counts], None] = _ignore
+    tick: Callable[[], None] = _ignore
+    warn: Callable[[str], None] = _ignore
+    wait: Callable[[], None] | None = _ignore
 
 
-SILENT = Watch(lambda _source, _counts: None, lambda: None)
+SILENT = Watch()
 
 
 def publish(
@@ -69,27 +80,32 @@ def publish(
     tree: str,
     state: Path,
     options: Options,
-    published_s: int,
+    now_s: int,
     watch: Watch = SILENT,
     keys: Keys | None = None,
 ) -> Report:
     """Make the newest revision's subtree at `options.at` equal to the directory `tree`. The caller holds the lock.
 
-    `state` keeps what makes the next publish quick. Nothing is visible to readers before all is stored; if nothing has
-    changed, there is no new revision. Without `keys`, those in the usual place sign it; a dry run needs none. Raises
-    PublishError, StoreError, TrustError (the store is not ours, or was rolled back), ConfigError (keys).
+    `state` keeps what makes the next publish quick. Nothing is visible to readers before all is stored. There is a new
+    revision if something has changed, or if the newest one names packs that were lost, and which have been made again.
+    Without `keys`, those in the usual place sign it; a dry run needs none. Raises PublishError, StoreError, TrustError
+    (the store is not ours, or was rolled back), ConfigError (keys).
     """
     try:
-        return _publish(store, tree, state, options, published_s, watch, keys)
+        return _publish(store, tree, state, options, now_s, watch, keys)
     except BROKEN:
         reset_index(state)
-        return _publish(store, tree, state, options, published_s, watch, keys)
+    try:
+        return _publish(store, tree, state, options, now_s, watch, keys)
+    except BROKEN as error:
+        raise StoreError(f"cannot keep state in {state}: {error} (choose with --state DIR)") from error
 
 
 def _publish(
-    store: Store, tree: str, state: Path, options: Options, published_s: int, watch: Watch, keys: Keys | None
+    store: Store, tree: str, state: Path, options: Options, now_s: int, watch: Watch, keys: Keys | None
 ) -> Report:
     started_s = time.monotonic()
+    published_s = now_s if options.published_s is None else options.published_s
     if options.is_dry_run:
         store = DryRunStore(store)
     head, signers = _parent(store, options, keys)
@@ -97,16 +113,15 @@ def _publish(
     head = memory.check(head, accept=options.accepts_rollback)
     source = SourceTree(tree, options.excluded)
     try:
-        with open_index(state, store.has_blob, keep=not options.is_dry_run) as index:
-            publication = _Publication(store, head.manifest, source, index, options, published_s)
-            root = publication.build(watch)
-            changes = publication.changes(root)
+        with open_index(state, store.has_blob, watch.wait, keep=not options.is_dry_run) as index:
+            made = _Publication(store, head.manifest, source, index, options, published_s).make(watch)
             # After a rollback, clients have to see signatures with higher versions, whatever has changed.
-            is_published = (changes.is_any or head.passed_over > 0) and not options.is_dry_run
+            is_published = (made.is_any or head.passed_over > 0) and not options.is_dry_run
             if is_published:
-                manifest = next_manifest(head, root, published_s, options.message)
-                memory.keep(advance(store, head, manifest, signers, published_s))
-                index.set_covered(root.page, root.level)
+                manifest = next_manifest(head, made.root, published_s, options.message)
+                memory.keep(advance(store, head, manifest, signers, now_s), watch.warn)
+                with suppress(*BROKEN):  # It is published; what is not remembered is only found out again.
+                    index.set_covered(made.root.page, made.root.level)
     finally:
         source.close()
     return Report(
@@ -114,9 +129,10 @@ def _publish(
         revision=head.manifest.revision + is_published,
         is_published=is_published,
         is_dry_run=options.is_dry_run,
-        root=root.page.id.hex(),
-        changes=changes,
-        counts=publication.counts,
+        is_repair=made.is_repair,
+        root=made.root.page.id.hex(),
+        changes=made.changes,
+        counts=made.counts,
         seconds=time.monotonic() - started_s,
     )
 
@@ -128,6 +144,19 @@ def _parent(store: Store, options: Options, keys: Keys | None) -> tuple[Head, Si
     keys = keys_of(store, keys)
     head = read_own_head(store, keys)
     return head, online_signers(keys, head.chain.bundle.root)
+
+
+class _Made(NamedTuple):
+    """A tree that is stored, and what it has cost."""
+
+    root: Root
+    changes: Changes
+    is_repair: bool
+    counts: Counts
+
+    @property
+    def is_any(self) -> bool:
+        return self.changes.is_any or self.is_repair
 
 
 class _Publication:
@@ -144,14 +173,19 @@ class _Publication:
         self._pages = Pages(store)
         self._parent = parent
         self._old = self._pages.tree(parent)
-        self.counts = Counts()
-        self._put_page = PageWriter(store, index, self.counts)
+        self._counts = Counts()
+        self._put_page = PageWriter(store, index, self._counts)
 
-    def build(self, watch: Watch) -> Root:
+    def make(self, watch: Watch) -> _Made:
         """Store all contents and pages of the new tree."""
+        root = self._store_all(watch)
+        changes = self._changes(root)
+        return _Made(root, changes, not changes.is_any and self._is_repair(root), self._counts)
+
+    def _store_all(self, watch: Watch) -> Root:
         with own_memory():
             learn(self._index, self._old, self._pages)
-            watch.begin(self._source, self.counts)
+            watch.begin(self._source, self._counts)
             with ExitStack() as stack:
                 threads = Threads.start(stack, self._options.workers)
                 try:
@@ -163,12 +197,17 @@ class _Publication:
     def _build(self, threads: Threads, watch: Watch) -> Root:
         options, index = self._options, self._index
         put_pack = self._would_put if options.is_dry_run else self._store.put_blob
-        packing = Packing(index, put_pack, options.level, threads.packers, 2 * options.workers, self.counts)
+        packing = Packing(index, put_pack, options.level, threads.packers, 2 * options.workers, self._counts)
         cache = StatCache(index, os.fsencode(self._source.path))
         scanner = Scanner(self._source, options.at, cache, lambda entry: locate(index, self._pages, entry))
-        put_page, counts = self._put_page, self.counts
+        put_page, counts = self._put_page, self._counts
         reader, cutter = BatchReader(self._source, threads.readers), threads.cutter
-        pipeline = Pipeline(self._source, index, cache, packing, put_page, reader, cutter, counts, watch.tick)
+
+        def tick() -> None:
+            watch.tick()
+            index.save_seldom()
+
+        pipeline = Pipeline(self._source, index, cache, packing, put_page, reader, cutter, counts, tick)
         root = scanner.root(split(options.at)[1])
         records = pipeline.records(scanner.runs())
         return self._assemble(root, records)
@@ -185,12 +224,12 @@ class _Publication:
         news = upserts(self._old, at, root, records, self._published_s)
         return edit(self._old, self._pages, self._put_page, news, at)
 
-    def changes(self, root: Root) -> Changes:
+    def _changes(self, root: Root) -> Changes:
         """What differs from the parent. Where contents are stored is no difference."""
-        parent, files = self._parent, self.counts.files
+        parent, files = self._parent, self._counts.files
         if parent.summary.entries == 1:
             is_same = (parent.root, parent.level) == (root.page, root.level)
-            return Changes(files, 0, 0, 0, self.counts.directories + (not is_same))
+            return Changes(files, 0, 0, 0, self._counts.directories + (not is_same))
         new = changed = removed = directories = 0
         for before, after in diff(self._old, Tree(root.page, root.level, self._pages), self._pages):
             some = after or before
@@ -203,3 +242,12 @@ class _Publication:
             else:
                 changed += 1
         return Changes(new, changed, removed, max(files - new - changed, 0), directories)
+
+    def _is_repair(self, root: Root) -> bool:
+        """Whether the parent has lost blobs, and the new tree is another: it has others in their place."""
+        missing = self._index.blobs.missing
+        if not missing or self._parent.root == root.page:
+            return False
+        reach = Reach(self._store)
+        reach.add(self._parent)
+        return not missing.isdisjoint(reach.blobs)

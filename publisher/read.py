@@ -90,7 +90,7 @@ def _read_once(source: SourceTree, file: Unread) -> Plain | None:
         descriptor = os.open(file.path, OPEN_FLAGS, dir_fd=source.descriptor)
         try:
             before, size = file.status, file.status.st_size
-            data = os.read(descriptor, min(size, MAX_SMALL_BYTES) + 1)
+            data = _read_whole(descriptor, min(size, MAX_SMALL_BYTES))
             xattrs = read_xattrs(descriptor)
             file.status = os.fstat(descriptor)
         finally:
@@ -102,6 +102,14 @@ def _read_once(source: SourceTree, file: Unread) -> Plain | None:
     content_id = digest(data)
     finish(source, file, content_id, xattrs)
     return Plain(data, content_id)
+
+
+def _read_whole(descriptor: int, size: int) -> bytes:
+    """`size` bytes, and one more if there is; or what there is. Some file systems give less at a time."""
+    data = os.read(descriptor, size + 1)
+    while len(data) < size and (more := os.read(descriptor, size + 1 - len(data))):
+        data += more
+    return data
 
 
 def finish(source: SourceTree, file: Unread, content_id: Digest, xattrs: tuple[tuple[bytes, bytes], ...]) -> None:

@@ -5,6 +5,7 @@ would take a number that clients have seen on another, and they would refuse it,
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -47,10 +48,9 @@ class Memory:
             "--accept-rollback, and what was published since is lost"
         )
 
-    def keep(self, seen: Mark) -> None:
-        """Remember `seen` from now on. Raises StoreError."""
-        if self._known.get(self._identity) == seen:
-            return
+    def keep(self, seen: Mark, warn: Callable[[str], None]) -> None:
+        """Remember `seen`, which was published a moment ago, from now on. If that fails, it is published none the less:
+        `warn` is told."""
         self._known[self._identity] = seen
         temporary = self._path.with_name(f".{_FILE}-{os.getpid()}")
         try:
@@ -58,9 +58,10 @@ class Memory:
             temporary.write_bytes(msgspec.json.encode(self._known))
             temporary.rename(self._path)
         except OSError as error:
-            raise StoreError(
+            warn(
+                f"revision {seen.revision} is published, but this host cannot remember it: "
                 f"cannot keep state in {self._path}: {error.strerror} (choose with --state DIR)"
-            ) from error
+            )
 
     def _read(self) -> dict[str, Mark]:
         try:

@@ -53,12 +53,14 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """The result of a publish. `is_published` is false if nothing had changed, and in a dry run."""
+    """The result of a publish. `is_published` is false if nothing had changed, and in a dry run. `is_repair`: nothing
+    had changed, but the revision before had lost packs."""
 
     repository: str
     revision: int
     is_published: bool
     is_dry_run: bool
+    is_repair: bool
     root: str
     changes: Changes
     counts: Counts
@@ -71,6 +73,7 @@ class Report(msgspec.Struct, frozen=True):
             "revision": self.revision,
             "published": self.is_published,
             "dry_run": self.is_dry_run,
+            "repair": self.is_repair,
             "root": self.root,
             "changes": msgspec.to_builtins(self.changes),
             "tree": {"files": counts.files, "directories": counts.directories, "bytes": counts.tree_bytes},

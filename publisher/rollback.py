@@ -1,5 +1,6 @@
 """Going back: a new revision with the content of an earlier one."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cvfs.format.manifest import check_message
@@ -13,9 +14,11 @@ from publisher.remember import Memory
 from publisher.store import Store
 
 
-def rollback(store: Store, keys: Keys, state: Path, number: int, message: str, now_s: int) -> Manifest | None:
+def rollback(
+    store: Store, keys: Keys, state: Path, number: int, message: str, now_s: int, warn: Callable[[str], None]
+) -> Manifest | None:
     """Make a new revision that is equal to revision `number`; None if the newest is so already. The caller holds the
-    lock.
+    lock. `warn` is told what goes wrong when it is published.
 
     Nothing is undone: the history goes on, and clients follow it as any other. Raises StoreError: there is no such
     revision, or not all of it is there any more; TrustError (the store is not ours, or was rolled back beneath us);
@@ -32,5 +35,5 @@ def rollback(store: Store, keys: Keys, state: Path, number: int, message: str, n
     check_complete(store, old)
     root = Root(old.root, old.level, old.summary)
     manifest = next_manifest(head, root, now_s, message or f"Back to revision {number}")
-    memory.keep(advance(store, head, manifest, signers, now_s))
+    memory.keep(advance(store, head, manifest, signers, now_s), warn)
     return manifest

@@ -20,12 +20,14 @@ def summary(report: Report) -> str:
         f"  saved   {saved} by deduplication, {squeezed} by compression",
         f"  took    {report.seconds:.2f} s: {rate}",
     ]
+    if report.is_repair:
+        lines.insert(1, "  repair  files have not changed; packs that the store had lost are made again")
     return "\n".join(lines)
 
 
 def _headline(report: Report) -> str:
     if report.is_published:
         return f"Published revision {report.revision} of {report.repository}"
-    if report.changes.is_any:
+    if report.changes.is_any or report.is_repair:
         return f"Would publish revision {report.revision + 1} of {report.repository} (dry run)"
     return f"Nothing has changed: {report.repository} stays at revision {report.revision}"

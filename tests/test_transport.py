@@ -709,6 +709,17 @@ def test_bearer_token(server: FaultyServer) -> None:
     transport.close()
 
 
+def test_closing_closes_connections_also_of_what_has_failed(tls_server: FaultyServer, certificate: Path) -> None:
+    transport = make_transport(ca_file=str(certificate))
+    tls_server.misbehave(servers.redirect("http://127.0.0.1:1/"), path="/down")
+    with pytest.raises(StatusError) as kept:
+        get(transport, f"{tls_server.url}/down")
+    get(transport, f"{tls_server.url}/blob")
+    transport.close()
+    tls_server.wait_until(lambda: tls_server.open_connections == 0)
+    assert kept.value.__traceback__
+
+
 def test_cookies_and_netrc_are_not_used(
     server: FaultyServer, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

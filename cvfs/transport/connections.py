@@ -4,6 +4,7 @@ urllib3's, with two additions: the sockets are ours (cvfs.transport.connect), an
 current thread which socket it depends on.
 """
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -80,6 +81,15 @@ class Adapter(requests.adapters.HTTPAdapter):
         self._context: ssl.SSLContext | None = None
         self._context_lock = threading.Lock()
         super().__init__(_HOSTS, pool_maxsize=_KEPT)
+
+    def close(self) -> None:
+        """Close the idle connections now; urllib3 does so when nobody refers to their pool any more, as the traceback
+        of an error may."""
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118 - it is no dictionary
+                with contextlib.suppress(KeyError):
+                    manager.pools[key].close()
+        super().close()
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)

@@ -111,7 +111,10 @@ class DirectoryStore:
 
     def swap_head(self, expected: bytes, new: bytes) -> None:
         if self.read_head() != expected:
-            raise HeadMovedError(f"{self.location}: another publisher has made a new revision meanwhile")
+            raise HeadMovedError(
+                f"{self.location}: another publisher has made a new revision meanwhile; nothing was changed: "
+                "do it again"
+            )
         self.write_head(new)
 
     def write_head(self, new: bytes) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,21 +137,32 @@ def test_quiet_says_nothing(store: Store, tree: Path) -> None:
     assert store.manifest.revision == 1
 
 
-def test_source_date_epoch_makes_stores_equal_to_the_last_byte(tmp_path: Path, tree: Path) -> None:
+def test_source_date_epoch_makes_data_equal_to_the_last_byte(tmp_path: Path, tree: Path) -> None:
+    """But not what is signed: that is valid from when it is signed."""
+    epoch, found = str(int(time.time()) - 3600), []
     for name in ("one", "two"):
         path = tmp_path / name
         if name == "two":  # the same keys, but for another repository
             (tmp_path / "two-keys").mkdir()
             for key in (tmp_path / "one-keys").glob("*.pem"):
                 shutil.copy2(key, tmp_path / "two-keys")
-        run("init", path, "--name", "a.b", SOURCE_DATE_EPOCH="1234567890")
-        run("publish", path, tree, "--state", tmp_path / f"{name}-state", SOURCE_DATE_EPOCH="1234567890")
-    found = [
-        {str(p.relative_to(tmp_path / n)): p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()}
-        for n in ("one", "two")
-    ]
+        run("init", path, "--name", "a.b", SOURCE_DATE_EPOCH=epoch)
+        run("publish", path, tree, "--state", tmp_path / f"{name}-state", SOURCE_DATE_EPOCH=epoch)
+        data = path / "data"
+        found.append({str(p.relative_to(data)): p.read_bytes() for p in data.rglob("*") if p.is_file()})
     assert found[0] == found[1]
-    assert b'"expires": "2009-02-20T23:31:30Z"' in found[0]["metadata/timestamp.json"]
+    assert len(found[0]) > 3
+
+
+def test_a_date_long_ago_signs_nothing_that_has_expired(tmp_path: Path, tree: Path, store: Store) -> None:
+    refused = run("init", tmp_path / "old", "--name", "a.b", SOURCE_DATE_EPOCH="1234567890")
+    assert refused.returncode != 0
+    assert "SOURCE_DATE_EPOCH is too long ago" in refused.stderr
+    assert not (tmp_path / "old").exists()
+    run("publish", store.path, tree, "--state", store.state, SOURCE_DATE_EPOCH="1234567890")
+    assert store.manifest.revision == 1
+    expires = json.loads((store.path / "metadata/timestamp.json").read_bytes())["signed"]["expires"]
+    assert expires > time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def test_state_is_kept_in_the_users_cache(tmp_path: Path, store: Store, tree: Path) -> None:

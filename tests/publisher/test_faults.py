@@ -1,5 +1,6 @@
 """Publishes that cannot go on: the old revision stays whole, the user learns why in one line, the next one succeeds."""
 
+import errno
 import json
 import os
 import random
@@ -9,16 +10,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from cvfs.errors import PublishError, StoreError
+from cvfs.format.blob import blob_path
 from cvfs.trust.names import TIMESTAMP
+from publisher import index as index_module
 from publisher import publish as publish_module
 from publisher import read as read_module
 from publisher.chunk import LargeReader
+from publisher.index import open_index
 from publisher.listing import SourceTree
+from publisher.rollback import rollback
+from publisher.scan import Unread
 from publisher.store import open_store
-from tests.publisher.stores import Store, command, environment, error_line, run
+from tests.publisher.stores import NOW_S, Store, command, environment, error_line, run
 from tests.trees import Directory, File, make_tree, snapshot
 
 MANY = {b"%02d/%03d" % (i % 20, i): File(data=random.Random(i).randbytes(i * 11)) for i in range(1500)}
@@ -58,6 +65,130 @@ def test_killed_at_any_moment_loses_nothing(tmp_path: Path, store: Store, tree: 
     assert list((store.path / ".publisher/incoming").iterdir()) == []
 
 
+@pytest.mark.parametrize("failure", ["unreadable", "interrupted", "killed"])
+def test_what_a_failed_publish_has_read_is_not_read_again(
+    store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    make_tree(tree / "m", MANY)
+    make_tree(tree / "z", {b"last/%d" % i: File(data=b"%d" % i * 3000) for i in range(300)})
+    with monkeypatch.context() as patch:
+        if failure == "killed":
+            _die_when_saved(patch, store, tree)
+        else:
+            _fail_at_the_last_file(patch, failure)
+            with pytest.raises((PublishError, KeyboardInterrupt)):
+                store.publish(tree)
+    again = store.publish(tree)
+    assert again.counts.files_read < 1500, "of 1802: what was in flight"
+    assert store.snapshot() == snapshot(tree, count_links=True)
+
+
+def _fail_at_the_last_file(patch: pytest.MonkeyPatch, failure: str) -> None:
+    def read_once(source: SourceTree, file: Unread) -> object:
+        if file.path == b"z/last/99":
+            if failure == "interrupted":
+                raise KeyboardInterrupt
+            raise source.error(file.path, PermissionError(errno.EACCES, "Permission denied"))
+        return original(source, file)
+
+    original = read_module._read_once
+    patch.setattr(read_module, "_read_once", read_once)
+
+
+def _die_when_saved(patch: pytest.MonkeyPatch, store: Store, tree: Path) -> None:
+    """A publish in a process of its own that is killed at its last file, and saves its index often."""
+    child = os.fork()
+    if not child:
+        patch.setattr(index_module, "_SAVE_S", 0.0)
+        patch.setattr(read_module, "changed", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr(read_module, "_read_once", _unless_last(read_module._read_once))
+        store.publish(tree)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def _unless_last(function):  # type: ignore[no-untyped-def]
+    return lambda source, file: None if file.path == b"z/last/99" else function(source, file)
+
+
+def test_an_index_that_cannot_be_saved_costs_only_time(
+    store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk is full, say: what was put since the last save has gone, and the publish goes on."""
+
+    def commit(session: object) -> None:
+        commits.append(session)
+        if len(commits) % 2:
+            raise lmdb.DiskError("No space left on device")
+        original(session)
+
+    commits: list[object] = []
+    original = index_module._Session.commit
+    make_tree(tree / "m", MANY)
+    make_tree(tree / "n", MANY)
+    with monkeypatch.context() as patch:
+        patch.setattr(index_module, "_SAVE_S", 0.0)
+        patch.setattr(index_module._Session, "commit", commit)
+        assert store.publish(tree).is_published
+    assert len(commits) > 3
+    assert store.snapshot() == snapshot(tree, count_links=True)
+    assert not store.publish(tree).is_published
+    assert store.snapshot() == snapshot(tree, count_links=True)
+
+
+def test_state_that_is_broken_again_and_again_is_one_line(
+    store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count(*_: object) -> int:
+        raise lmdb.CorruptedError("broken")
+
+    monkeypatch.setattr(index_module._Session, "count", count)
+    with pytest.raises(StoreError, match=r"cannot keep state in .*broken.*--state DIR"):
+        store.publish(tree)
+
+
+def test_published_is_published_whatever_happens_to_the_state(
+    store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def set_covered(*_: object) -> None:
+        raise lmdb.DiskError("No space left on device")
+
+    warnings: list[str] = []
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(index_module.Index, "set_covered", set_covered)
+    opened = open_store(str(store.path))
+    monkeypatch.setattr(publish_module, "learn", lambda *_: None)
+    watch = publish_module.Watch(warn=warnings.append)
+    report = publish_module.publish(opened, str(tree), store.state, publish_module.Options(), NOW_S, watch, store.keys)
+    assert (report.is_published, report.changes.new) == (True, 2)
+    [line] = warnings
+    assert line.startswith("revision 1 is published, but this host cannot remember it")
+    assert "No space left on device" in line
+    made = rollback(opened, store.keys, store.state, 0, "", NOW_S, warnings.append)
+    assert made is not None
+    assert warnings[1].startswith("revision 2 is published, but")
+    assert store.manifest.revision == 2
+
+
+def test_state_that_another_publisher_uses(store: Store, tree: Path, tmp_path: Path) -> None:
+    other = Store(tmp_path / "other")
+    with open_index(store.state, lambda _: True, None):
+        line = error_line(run("publish", other.path, tree, "--no-wait", "--state", store.state))
+        assert "another publisher uses the state" in line
+        assert "--state" in line
+        arguments = command("publish", other.path, tree, "--state", store.state)
+        waiting = subprocess.Popen(
+            arguments, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert waiting.stderr is not None
+        assert "waiting for it" in waiting.stderr.readline()
+    waiting.communicate(timeout=60)
+    assert waiting.returncode == 0
+
+
 def test_killed_just_before_the_head_moves(store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object) -> None:
         raise KeyboardInterrupt
@@ -69,7 +200,7 @@ def test_killed_just_before_the_head_moves(store: Store, tree: Path, monkeypatch
     assert store.manifest.revision == 0
     again = store.publish(tree)
     assert again.is_published
-    assert again.counts.packs == 0  # They are there already.
+    assert (again.counts.packs, again.counts.files_read) == (0, 0)  # They are there already, and known.
     assert store.snapshot() == snapshot(tree, count_links=True)
 
 
@@ -108,7 +239,7 @@ def test_unreadable_is_named(tmp_path: Path, store: Store, what: str) -> None:
     result = subprocess.run(publish, env=environment(), capture_output=True, text=True, check=False, timeout=60)
     line = error_line(result)
     assert line.startswith("cannot read ")
-    assert line.endswith("Permission denied")
+    assert line.endswith("Permission denied (let the publisher's user read it, or leave it out with --exclude)")
     assert repr(name)[1:-1] in line
     assert store.manifest.revision == 0
 
@@ -257,6 +388,37 @@ def test_a_pack_that_is_gone_or_cut_short_is_made_again(store: Store, tree: Path
     os.truncate(pack, 3)
     store.publish(tree)
     assert store.snapshot() == snapshot(tree, count_links=True)
+
+
+def test_a_lost_pack_is_made_again_in_a_new_revision(store: Store, tree: Path) -> None:
+    """As others lie in it: revision 1 packed `a` beside `b`, which has changed since, so there is no such pack now."""
+    make_tree(tree, {b"other": File(data=os.urandom(3000))})
+    store.publish(tree)
+    before = store.snapshot()
+    [pack] = {record.content.locations[0].pack for record in store.records() if record.entry.content_id}
+    (tree / "d/b").write_bytes(os.urandom(4000))
+    store.publish(tree)
+    (store.path / blob_path(pack.id)).unlink()
+    told = store.publish(tree, is_dry_run=True)
+    assert (told.is_published, told.is_repair) == (False, True)
+    done = run("publish", store.path, tree, "--state", store.state)
+    assert done.stdout.startswith("Published revision 3 of"), done
+    assert "packs that the store had lost are made again" in done.stdout
+    assert store.snapshot() == snapshot(tree, count_links=True) != before
+    assert not store.publish(tree).is_published
+    assert run("check", store.path).returncode == 0
+
+
+def test_a_pack_that_only_others_have_lost_makes_no_revision(store: Store, tree: Path, tmp_path: Path) -> None:
+    """The index knows places that the newest revision does not name."""
+    first = os.urandom(3000)
+    make_tree(tree, {b"other": File(data=first)})
+    store.publish(tree)
+    packs = {record.content.locations[0].pack for record in store.records() if record.entry.content_id}
+    store.publish(tmp_path / "tree/d")
+    for pack in packs - {record.content.locations[0].pack for record in store.records() if record.entry.content_id}:
+        (store.path / blob_path(pack.id)).unlink()
+    assert not store.publish(tmp_path / "tree/d").is_published
 
 
 def test_a_user_mistake_is_one_line(tmp_path: Path, store: Store, tree: Path) -> None:

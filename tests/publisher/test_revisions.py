@@ -58,7 +58,7 @@ def _collect(store: Store, newest: int, grace_s: int = 0, now_s: int = NOW, *, i
 
 
 def _rollback(store: Store, number: int) -> int | None:
-    made = rollback(open_store(str(store.path)), store.keys, store.state, number, "", NOW_S)
+    made = rollback(open_store(str(store.path)), store.keys, store.state, number, "", NOW_S, pytest.fail)
     return None if made is None else made.revision
 
 
