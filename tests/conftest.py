@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _same_environment_everywhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The usual umask, no proxy between a test and its servers on loopback, no cache but the tests' own."""
+    """The usual umask and signals, no proxy between a test and its servers on loopback, no cache but the tests' own."""
     umask = os.umask(0o022)
+    # What a shell starts in the background ignores it, and so would every command that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
             patch.delenv(name)
