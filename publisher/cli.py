@@ -248,6 +248,8 @@ def log_command(store: str, as_json: bool) -> None:
 def check_command(store: str, as_json: bool) -> None:
     """Read all of STORE's newest revision: is every page and pack there, and what its name says?
 
+    What is lost or damaged: copy it from a mirror, or remove it and publish the same tree again, which stores it anew.
+
     \b
     Example:
       cvfs-publisher check /srv/software
