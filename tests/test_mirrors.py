@@ -38,7 +38,7 @@ from cvfs.mirrors.health import (
     blames_server,
 )
 from cvfs.mirrors.network import by_distance
-from cvfs.mirrors.plan import SHUN_S, Plan, Proxy, Route, Site, Try, Wait
+from cvfs.mirrors.plan import LEAST_S, SHUN_S, Plan, Proxy, Route, Site, Try, Wait
 from cvfs.transport import Response, Transport
 from tests import servers
 from tests.servers import FaultyServer
@@ -116,6 +116,17 @@ def test_after_any_error_another_mirror_is_asked_at_once_and_preferred_from_then
     assert rig.next(1.0) == (1, 0)
     rig.new()
     assert rig.next(2.0) == (1, 0)
+
+
+def test_no_retry_without_time_for_an_answer_hides_the_error_before_it() -> None:
+    rig = Rig(2, deadline=30.0)
+    assert rig.next(30.0 - LEAST_S / 2) == (0, 0), "a first try is worth any time"
+    rig.fail(DEAD, 29.0)
+    assert rig.plan.decide(30.0 - LEAST_S / 2) is None
+    assert rig.plan.error is DEAD
+    alone = Rig(deadline=30.0)
+    alone.fail(DEAD, 30.0 - LEAST_S, 1.0)
+    assert alone.plan.decide(30.0 - LEAST_S) is None, "nothing is waited for that leaves no time"
 
 
 def test_a_dead_mirror_is_asked_again_after_growing_waits() -> None:

@@ -18,6 +18,8 @@ MAX_BACKOFF_S = 2.0
 SHUN_S = 60.0
 # With another way at hand no single one gets more than this share of the time that is left.
 SHARE = 0.5
+LEAST_S = 0.01
+"""A try after another is not worth less time: it could only be too slow, and hide what is really wrong."""
 _GONE = (404, 410)
 
 
@@ -120,7 +122,8 @@ class Plan:
         if not self._failures and self._first is None and (step := self._decide_well(now)):
             return step
         usable = [route for route in self._routes if not (route in self._exhausted or route.is_open(now))]
-        if not usable or now >= self._deadline:
+        end = self._deadline if self.error is None else self._deadline - LEAST_S
+        if not usable or now >= end:
             return None
         ready = [route for route in usable if self._ready_at(route) <= now]
         if ready:
@@ -128,7 +131,7 @@ class Plan:
             share = SHARE if len(usable) > 1 else 1.0
             return Try(best, best in self._fresh, (self._deadline - now) * share)
         wake_up = min(map(self._ready_at, usable))
-        return Wait(wake_up - now) if wake_up < self._deadline else None
+        return Wait(wake_up - now) if wake_up < end else None
 
     def _decide_well(self, now: float) -> Try | None:
         """What `decide` says of a fetch to which nothing has happened, where all is well: mostly, so it is quick."""
