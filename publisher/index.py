@@ -5,7 +5,6 @@ rest by reading the tree again. Whatever is put here is true on its own, and eve
 what a publish has put is kept every now and then, and also if it fails: the next one does not begin at nothing.
 """
 
-import fcntl
 import os
 import shutil
 import struct
@@ -21,6 +20,7 @@ import msgspec
 from cvfs.errors import StoreError
 from cvfs.format.codec import decoder_of, encode
 from cvfs.model import BlobRef, Content, Digest
+from publisher.turns import Waiting, take_turn
 
 _VERSION = b"1"
 """Of the layout below. A directory of another version is thrown away."""
@@ -54,7 +54,6 @@ class Piece(NamedTuple):
 
 
 HasBlob = Callable[[BlobRef], bool]
-Waiting = Callable[[], None]
 
 
 class _Session:
@@ -279,13 +278,8 @@ def open_index(directory: Path, has_blob: HasBlob, waiting: Waiting | None, *, k
     If another process has it, call `waiting` and wait; without `waiting`, raise StoreError. A directory that is not an
     index, is damaged or of another version is emptied. Raises StoreError if it cannot be used.
     """
+    lock = _lock(directory, waiting)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise StoreError(f"cannot keep state in {directory}: {error.strerror} (choose with --state DIR)") from error
-    try:
-        _acquire(lock, directory, waiting)
         environment = _open_or_reset(directory / "index")
         try:
             yield from _in_session(environment, has_blob, keep)
@@ -300,16 +294,19 @@ def reset_index(directory: Path) -> None:
     shutil.rmtree(directory / "index", ignore_errors=True)
 
 
-def _acquire(lock: int, directory: Path, waiting: Waiting | None) -> None:
+def _lock(directory: Path, waiting: Waiting | None) -> int:
+    """The descriptor to close when others may have the index."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if waiting is None:
-            raise StoreError(f"another publisher uses the state in {directory} (choose another with --state)") from None
-        waiting()
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            take_turn(lock, waiting, f"another publisher uses the state in {directory} (choose another with --state)")
+        except BaseException:
+            os.close(lock)
+            raise
     except OSError as error:
-        raise StoreError(f"cannot lock {directory}: {error.strerror} (choose with --state DIR)") from error
+        raise StoreError(f"cannot keep state in {directory}: {error.strerror} (choose with --state DIR)") from error
+    return lock
 
 
 def _in_session(environment: lmdb.Environment, has_blob: HasBlob, keep: bool) -> Iterator[Index]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cvfs.fuse.mountinfo import parse_mounts
+from tests.mounts import mount_points
 
 _DIRECTORIES = ("CVFS_CACHE", "CVFS_STATE_DIR", "CVFS_RUNTIME_DIR", "CVFS_LOG_DIR")
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,15 +34,16 @@ class Command:
         return subprocess.run(
             self.line(*arguments),
             check=False,
-            env={**self.environment, **self._root(), **extra},
+            env={**self.whole_environment, **extra},
             capture_output=True,
             timeout=DEADLINE_S,
         )
 
-    def _root(self) -> Mapping[str, str]:
-        """The root of the store beside which this host is, if there is one."""
+    @property
+    def whole_environment(self) -> dict[str, str]:
+        """With the root of the store beside which this host is, if there is one."""
         root = self.top / "root.json"
-        return {"CVFS_ROOT": str(root)} if root.exists() else {}
+        return self.environment | ({"CVFS_ROOT": str(root)} if root.exists() else {})
 
     def line(self, *arguments: str | bytes | Path) -> list[str | bytes | Path]:
         return [sys.executable, "-bb", "-m", "cvfs", *arguments]
@@ -64,7 +65,7 @@ class Command:
 
     def start(self, *arguments: str | bytes | Path, **options: Any) -> subprocess.Popen[bytes]:
         """Run it beside the test."""
-        return subprocess.Popen(self.line(*arguments), env={**self.environment, **self._root()}, **options)
+        return subprocess.Popen(self.line(*arguments), env=self.whole_environment, **options)
 
     def status(self, directory: Path) -> dict[str, Any]:
         """What `cvfs status --json` says of the mount on `directory`."""
@@ -88,8 +89,7 @@ class Command:
         wait_until(lambda: not self.processes())
 
     def mounts(self) -> list[Path]:
-        mounts = parse_mounts(Path("/proc/self/mountinfo").read_bytes())
-        return [mount.directory for mount in mounts if mount.directory.is_relative_to(self.top)]
+        return mount_points(self.top)
 
     def leftovers(self) -> list[object]:
         """What a command that has ended must not leave: mounts, processes, sockets."""

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.command import Command
+from tests.mounts import mount_points
 
 # No deadline: the machine may be shared. HYPOTHESIS_PROFILE=thorough searches much longer than a commit should wait.
 _SLOW_IS_FINE = [HealthCheck.too_slow]
@@ -29,8 +31,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _same_environment_everywhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The usual umask and signals, no proxy between a test and its servers on loopback, no cache but the tests' own."""
     umask = os.umask(0o022)
-    # What a shell starts in the background ignores it, and so would every command that a test interrupts.
+    # What nohup or a shell starts in the background ignores these, and so would every command that a test sends them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
             patch.delenv(name)
@@ -50,7 +54,7 @@ def _no_mount_of_others() -> None:
     if os.geteuid() != 0 or ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS):
         return
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-    for mount_point in _mount_points(kind="fuse"):
+    for mount_point in mount_points(kind="fuse"):
         with contextlib.suppress(subprocess.CalledProcessError):
             subprocess.run(["umount", "--lazy", mount_point], check=True, stderr=subprocess.DEVNULL)
 
@@ -59,19 +63,17 @@ def _no_mount_of_others() -> None:
 def _no_mount_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Whatever a failed test left mounted is detached at the end, and counts as an error."""
     yield
-    left = _mounts_below(tmp_path_factory.getbasetemp())
+    left = mount_points(tmp_path_factory.getbasetemp())
     for mount_point in left:
         subprocess.run(["umount", "--lazy", mount_point], check=False)
     assert not left, f"left mounted: {left}"
 
 
-def _mounts_below(top: Path) -> list[str]:
-    return [point for point in _mount_points() if point.startswith(f"{top}/")]
-
-
-def _mount_points(kind: str = "") -> list[str]:
-    """Those of file systems whose type begins with `kind`, deepest first. Blanks and backslashes are in octal."""
-    lines = (line.partition(b" - ") for line in Path("/proc/self/mountinfo").read_bytes().splitlines())
-    points = [before.split(b" ")[4] for before, _, after in lines if after.startswith(kind.encode())]
-    plain = [re.sub(rb"\\(\d{3})", lambda octal: bytes([int(octal[1], 8)]), point) for point in points]
-    return sorted(map(os.fsdecode, plain), reverse=True)
+@pytest.fixture
+def cvfs(tmp_path: Path) -> Iterator[Command]:
+    """The command line, on a host of the test's own; what it leaves behind is an error."""
+    command = Command(tmp_path)
+    yield command
+    leftovers = command.leftovers()
+    command.clean_up()
+    assert not leftovers

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,15 +50,6 @@ def store(tmp_path: Path) -> SmallStore:
     store = SmallStore(tmp_path / "store")
     store.publish({b"hello": b"hello\n"})
     return store
-
-
-@pytest.fixture
-def cvfs(tmp_path: Path) -> Iterator[Command]:
-    command = Command(tmp_path)
-    yield command
-    leftovers = command.leftovers()
-    command.clean_up()
-    assert not leftovers
 
 
 @pytest.fixture

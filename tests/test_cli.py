@@ -5,7 +5,6 @@ import pty
 import signal
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,15 +38,6 @@ def store(tmp_path: Path) -> SmallStore:
     store.publish({b"old": b"old"})
     store.publish(TREE)
     return store
-
-
-@pytest.fixture
-def cvfs(tmp_path: Path) -> Iterator[Command]:
-    command = Command(tmp_path)
-    yield command
-    leftovers = command.leftovers()
-    command.clean_up()
-    assert not leftovers
 
 
 def test_ls_lists_by_name(cvfs: Command, store: SmallStore) -> None:

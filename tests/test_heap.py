@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PROGRAM = """
 from pathlib import Path
-from cvfs.mount.heap import give_back, keep_freed_memory
+from cvfs.heap import give_back, keep_freed_memory
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()

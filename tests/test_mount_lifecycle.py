@@ -50,15 +50,6 @@ def server(store: SmallStore) -> Iterator[FaultyServer]:
 
 
 @pytest.fixture
-def cvfs(tmp_path: Path) -> Iterator[Command]:
-    command = Command(tmp_path)
-    yield command
-    leftovers = command.leftovers()
-    command.clean_up()
-    assert not leftovers
-
-
-@pytest.fixture
 def mnt(tmp_path: Path) -> Path:
     (tmp_path / "mnt").mkdir()
     return tmp_path / "mnt"

@@ -42,15 +42,6 @@ def server(store: SmallStore) -> Iterator[FaultyServer]:
         yield server
 
 
-@pytest.fixture
-def cvfs(tmp_path: Path) -> Iterator[Command]:
-    command = Command(tmp_path)
-    yield command
-    leftovers = command.leftovers()
-    command.clean_up()
-    assert not leftovers
-
-
 def _json(output: bytes) -> dict[str, Any]:
     report: dict[str, Any] = json.loads(output)
     return report

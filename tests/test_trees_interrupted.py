@@ -5,11 +5,9 @@ Each file of the store is a blob of its own, so the requests at the server tell 
 
 import fcntl
 import os
-import pty
 import random
 import re
 import subprocess
-import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +18,8 @@ from tests import servers
 from tests.command import DEADLINE_S, Command, wait_until
 from tests.servers import Exchange, FaultyServer
 from tests.small_store import SmallStore
+from tests.terminal import COLUMNS, on_terminal
 
-_COLUMNS = 80
 _CHANCE = random.Random(7)
 FILES = {b"%d/%d" % (number % 5, number): _CHANCE.randbytes(100_000 + number) for number in range(60)}
 BLOBS = {f"/{blob_path(seal(data)[0].id)}": path for path, data in FILES.items()}
@@ -41,46 +39,18 @@ def server(tmp_path: Path) -> Iterator[FaultyServer]:
         yield server
 
 
-@pytest.fixture
-def cvfs(tmp_path: Path) -> Iterator[Command]:
-    command = Command(tmp_path)
-    yield command
-    leftovers = command.leftovers()
-    command.clean_up()
-    assert not leftovers
-
-
 def _arguments(command: str, server: FaultyServer, out: Path) -> list[str | Path]:
     return [command, server.url, *(("/", out) if command == "export" else ())]
 
 
 def _on_terminal(cvfs: Command, *arguments: str | Path) -> str:
-    """All that a command writes to a terminal of 80 columns that is its stdout and stderr."""
-    main, side = pty.openpty()
-    termios.tcsetwinsize(side, (24, _COLUMNS))
-    plain = {name: text for name, text in cvfs.environment.items() if name not in ("COLUMNS", "NO_COLOR")}
-    cvfs.environment = plain | {"TERM": "xterm-256color"}
-    with cvfs.start(*arguments, stdin=side, stdout=side, stderr=side) as process:
-        os.close(side)
-        written = _read_all(main)
-        assert process.wait(DEADLINE_S) == 0, written
-    os.close(main)
-    return written.decode()
-
-
-def _read_all(descriptor: int) -> bytes:
-    written = bytearray()
-    while True:
-        try:
-            written += os.read(descriptor, 1 << 16)
-        except OSError:  # EIO: the last writer has gone
-            return bytes(written)
+    return on_terminal(cvfs.line(*arguments), cvfs.whole_environment)
 
 
 def _shown(written: str) -> str:
     """What a bar said, in all its states; it stayed within a line, and has gone from it."""
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written)
-    assert max(map(len, re.split(r"[\r\n]+", shown))) <= _COLUMNS
+    assert max(map(len, re.split(r"[\r\n]+", shown))) <= COLUMNS
     assert "\x1b[2K" in written
     assert "━" not in written.rpartition("\x1b[2K")[2], "the bar has gone, nothing is left in its line"
     assert written.rfind("\x1b[?25h") > written.rfind("\x1b[?25l"), "the cursor is back"

@@ -19,8 +19,7 @@ from cvfs.inodes import ROOT_INODE, Numbering
 from cvfs.mirrors import Mirrors, Network
 from cvfs.model import Manifest
 from cvfs.mount.freshness import expired
-from cvfs.mount.heap import give_back_when_idle
-from cvfs.mount.upkeep import keep_pages_young, keep_within_limits
+from cvfs.mount.upkeep import give_back_when_idle, keep_pages_young, keep_within_limits
 from cvfs.repository import Repository
 from cvfs.revisions import Revisions
 from cvfs.transport import Transport, check_base_url, load_credentials

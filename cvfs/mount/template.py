@@ -24,7 +24,7 @@ def run(connection: socket.socket) -> None:
     # stack for each call of the compiler, which takes five times as long.
     import cvfs.transport  # noqa: F401
     from cvfs.fuse.forking import run_template
-    from cvfs.mount.heap import keep_freed_memory
+    from cvfs.heap import keep_freed_memory
     from cvfs.mount.request import decode_request
     from cvfs.mount.supervised import work
 

@@ -1,4 +1,4 @@
-"""What a client does for the cache now and then, so rarely that it cannot be noticed."""
+"""What a client does for the cache and its memory now and then, so rarely that it cannot be noticed."""
 
 import logging
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ import trio
 from cvfs.cache.quota import Quota
 from cvfs.errors import CacheError
 from cvfs.fetcher import Fetcher
+from cvfs.fetcher.activity import Activity
+from cvfs.heap import give_back
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +18,7 @@ _FIRST_S = 10.0
 """After the start, which is busy enough."""
 
 _AGAIN_S = 3600.0
+_PAUSE_S = 5.0
 
 
 async def keep_within_limits(quota: Quota) -> None:
@@ -37,6 +40,13 @@ async def keep_pages_young(fetcher: Fetcher) -> None:
         await trio.sleep(_AGAIN_S)
         with _surviving():
             await fetcher.touch_pages()
+
+
+async def give_back_when_idle(activity: Activity) -> None:
+    """Return what large buffers have left to the system whenever none was made for some seconds, until cancelled."""
+    while True:
+        await activity.wait_for_pause(_PAUSE_S)
+        await trio.to_thread.run_sync(give_back, abandon_on_cancel=True)
 
 
 @contextmanager

@@ -16,13 +16,13 @@ from cvfs.filesystem import View
 from cvfs.fuse.held import remove_files
 from cvfs.fuse.kernel import open_device
 from cvfs.fuse.options import MountOptions
+from cvfs.heap import keep_freed_memory
 from cvfs.model import Manifest
 from cvfs.mount.client import open_ground, single
 from cvfs.mount.control import Answers, serve_control
 from cvfs.mount.daemon import Caller
 from cvfs.mount.exporter import export
 from cvfs.mount.followers import Following, nobody
-from cvfs.mount.heap import keep_freed_memory
 from cvfs.mount.logs import Recent, setup_logging
 from cvfs.mount.mounted import Mounted, mounted_by
 from cvfs.mount.notify import notify

@@ -1,11 +1,11 @@
 """What a publisher asks of a store."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from cvfs.errors import StoreError
 from cvfs.model import BlobRef, Digest
+from publisher.turns import Waiting
 
 
 class HeadMovedError(StoreError):
@@ -54,6 +54,6 @@ class Store(Protocol):
     def sync(self) -> None:
         """Return when all that was put would survive a power failure."""
 
-    def lock(self, waiting: Callable[[], None] | None) -> AbstractContextManager[None]:
+    def lock(self, waiting: Waiting | None) -> AbstractContextManager[None]:
         """Keep other publishers out; ends with the process. If another one has the lock, call `waiting` and wait;
         without `waiting`, raise StoreError."""

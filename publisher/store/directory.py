@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import fcntl
 import itertools
 import os
 import re
@@ -18,6 +17,7 @@ from cvfs.model import BlobRef, Digest
 from cvfs.trust.names import DIRECTORY, MAX_TARGETS_BYTES, MAX_TIMESTAMP_BYTES
 from cvfs.trust.names import TIMESTAMP as HEAD
 from publisher.store.base import HeadMovedError, StoredBlob
+from publisher.turns import Waiting, take_turn
 
 _OWN = ".publisher"
 _LOCK = f"{_OWN}/lock"
@@ -136,27 +136,22 @@ class DirectoryStore:
             raise self._error("cannot write", error) from error
 
     @contextmanager
-    def lock(self, waiting: Callable[[], None] | None) -> Iterator[None]:
+    def lock(self, waiting: Waiting | None) -> Iterator[None]:
         """As `Store.lock`, by flock(2). What a killed publisher left half-written is removed."""
         try:
             descriptor = os.open(f"{self._root}/{_LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise self._error("cannot lock", error) from error
         try:
-            self._acquire(descriptor, waiting)
+            self._take_turn(descriptor, waiting)
             self._remove_temporary_files()
             yield
         finally:
             os.close(descriptor)
 
-    def _acquire(self, descriptor: int, waiting: Callable[[], None] | None) -> None:
+    def _take_turn(self, descriptor: int, waiting: Waiting | None) -> None:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is None:
-                raise StoreError(f"{self.location}: another publisher is at work") from None
-            waiting()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            take_turn(descriptor, waiting, f"{self.location}: another publisher is at work")
         except OSError as error:
             raise self._error("cannot lock", error) from error
 

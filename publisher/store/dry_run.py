@@ -1,10 +1,10 @@
 """A store that only looks as if it were written to."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from cvfs.model import BlobRef
 from publisher.store.base import Store
+from publisher.turns import Waiting
 
 
 class DryRunStore:
@@ -44,5 +44,5 @@ class DryRunStore:
     def sync(self) -> None:
         """There is nothing to keep."""
 
-    def lock(self, waiting: Callable[[], None] | None) -> AbstractContextManager[None]:
+    def lock(self, waiting: Waiting | None) -> AbstractContextManager[None]:
         return self._store.lock(waiting)

@@ -25,6 +25,7 @@ from publisher.create import create
 from publisher.keys import Keys
 from publisher.publish import Options, publish
 from publisher.store import open_store
+from tests.mounts import mount_points
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = (sys.executable, "-bb")
@@ -249,9 +250,7 @@ def error_line(outcome: subprocess.CompletedProcess[bytes]) -> str:
 
 def mounts_below(top: Path) -> list[str]:
     """Mount points below `top`, deepest first."""
-    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    points = [re.sub(rb"\\(\d{3})", lambda octal: bytes([int(octal[1], 8)]), line.split(b" ")[4]) for line in lines]
-    return sorted((os.fsdecode(point) for point in points if point.startswith(os.fsencode(top) + b"/")), reverse=True)
+    return list(map(str, mount_points(top)))
 
 
 def processes_of(top: Path) -> dict[int, str]:

@@ -1,5 +1,6 @@
 """`cvfs run` as a plain user has it: no capability, no way to one, and nothing left when it ends."""
 
+import contextlib
 import json
 import os
 import pty
@@ -66,11 +67,16 @@ def _nothing_left(plain: Plain) -> Iterator[None]:
     wait_until(lambda: not plain.left())
 
 
-def begin(plain: Plain, where: str, script: str) -> "subprocess.Popen[bytes]":
-    """A command that has said that it runs."""
-    running = plain.start(*RUN, where, "--", "sh", "-c", script, stdout=subprocess.PIPE)
-    assert hear(running) == b"ready\n"
-    return running
+@contextlib.contextmanager
+def begin(plain: Plain, where: str, script: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """A command that has said that it runs. What goes wrong is said at once, not when it would end by itself."""
+    with plain.start(*RUN, where, "--", "sh", "-c", script, stdout=subprocess.PIPE) as running:
+        try:
+            assert hear(running) == b"ready\n"
+            yield running
+        except BaseException:
+            running.kill()
+            raise
 
 
 def hear(running: "subprocess.Popen[bytes]") -> bytes:

@@ -88,13 +88,18 @@ def machine(store: Store, tmp_path: Path) -> Iterator[Machine]:
 
 def test_units(machine: Machine, store: Store) -> None:
     _mount(machine)
+    _live_and_stop(machine)
+    _resign(machine, store)
+
+
+def _live_and_stop(machine: Machine) -> None:
+    """All that may happen to a unit that is started."""
     _lose_a_worker(machine)
     _reload(machine)
     _lose_the_supervisor(machine)
     _watchdog(machine)
     _lose_everything(machine)
     _stop(machine)
-    _resign(machine, store)
 
 
 def _mount(machine: Machine) -> None:
@@ -179,12 +184,7 @@ def test_unit_of_all(store: Store, tmp_path: Path) -> None:
         machine = MachineOfAll(tmp_path, server.url)
         try:
             _mount_all(machine)
-            _lose_a_worker(machine)
-            _reload(machine)
-            _lose_the_supervisor(machine)
-            _watchdog(machine)
-            _lose_everything(machine)
-            _stop(machine)
+            _live_and_stop(machine)
         finally:
             machine.close()
 

@@ -1,18 +1,13 @@
 """What a publisher shows on a real terminal while it works, and that none of it is left or goes anywhere else."""
 
-import os
-import pty
 import random
 import re
-import subprocess
-import termios
 from pathlib import Path
 
 import pytest
 
 from tests.publisher.stores import Store, command, environment, run
-
-_COLUMNS = 80
+from tests.terminal import COLUMNS, on_terminal
 
 
 @pytest.fixture(scope="module")
@@ -25,26 +20,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _on_terminal(*arguments: str | Path) -> str:
-    """All that a command writes to a terminal of 80 columns that is its stdout and stderr."""
-    main, side = pty.openpty()
-    termios.tcsetwinsize(side, (24, _COLUMNS))
-    more = environment(TERM="xterm-256color", CVFS_KEYS=f"{arguments[1]}-keys")
-    more = {key: value for key, value in more.items() if key not in ("COLUMNS", "NO_COLOR")}
-    with subprocess.Popen(command(*arguments), env=more, stdin=side, stdout=side, stderr=side) as process:
-        os.close(side)
-        written = _read_all(main)
-        assert process.wait(timeout=30) == 0, written
-    os.close(main)
-    return written.decode()
-
-
-def _read_all(descriptor: int) -> bytes:
-    written = bytearray()
-    while True:
-        try:
-            written += os.read(descriptor, 1 << 16)
-        except OSError:  # EIO: the last writer has gone
-            return bytes(written)
+    return on_terminal(command(*arguments), environment(CVFS_KEYS=f"{arguments[1]}-keys"))
 
 
 def test_files_bytes_rate_and_time_left_then_a_clean_line(tmp_path: Path, tree: Path) -> None:
@@ -53,7 +29,7 @@ def test_files_bytes_rate_and_time_left_then_a_clean_line(tmp_path: Path, tree: 
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written)
     assert re.search(r"Publishing \S+ +\d+ files, [\d.]+ MiB, [\d.]+ MiB/s, 0:00:\d\d left", shown)
     lines = re.split(r"[\r\n]+", shown)
-    assert max(map(len, lines)) <= _COLUMNS
+    assert max(map(len, lines)) <= COLUMNS
     *_, after = re.split(r"\x1b\[2K", written)
     assert "Publishing" not in after
     assert after.lstrip("\r").startswith("Published revision 1"), "the bar has gone, nothing is left in its line"

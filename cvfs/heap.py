@@ -1,0 +1,32 @@
+"""How the C library keeps memory: as a process wants it that fills one large buffer after another.
+
+Other C libraries than glibc have no such settings and are left alone.
+"""
+
+import contextlib
+import ctypes
+from typing import Final
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
+
+
+def keep_freed_memory() -> None:
+    """One heap for all threads, and the memory of packs and chunks used again.
+
+    By default each such buffer is mapped anew, page by page, and zeroed. A client took 1.5 times the CPU for large
+    files so: 5.3 s instead of 3.6 for 512 MiB never seen, 1.5 instead of 1.1 out of the cache. A publisher spent 1.3 s
+    of system time on 540 MB instead of 0.7. What is kept in a client is up to 25 MB more, until `give_back`.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        tune = ctypes.CDLL(None).mallopt
+        tune(_M_ARENA_MAX, 1)
+        tune(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        tune(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+def give_back() -> None:
+    """Return what is free in the heap to the system, also in its middle. Some milliseconds: call it in a thread."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
