@@ -17,10 +17,12 @@ def command(directory: Path) -> None:
     """
     from cvfs.mount.changing import refresh_mount
     from cvfs.mount.runtime import Runtime
+    from cvfs.terminal import show_count
 
     status = refresh_mount(directory.absolute(), Runtime(common.host_settings().runtime))
     if "repositories" in status:
         used = [each for each in status["repositories"] if "revision" in each]
-        click.echo(f"{directory}: {len(status['repositories'])} repositories, {len(used)} in use")
+        known = show_count(len(status["repositories"]), "repository", "repositories")
+        click.echo(f"{directory}: {known}, {len(used)} in use")
     else:
         click.echo(f"{directory}: revision {status['revision']} of {status['repository']}")

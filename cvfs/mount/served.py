@@ -96,7 +96,8 @@ class ServedMount:
         """Log that the mount can be used; what it is."""
         directory = self._request.directory
         if self._request.all:
-            what = f"{len(self._mounted.members())} repositories on {directory}"
+            count = len(self._mounted.members())
+            what = f"{count} {'repository' if count == 1 else 'repositories'} on {directory}"
             log.info("mounted %s", what)
             return what
         opened = self._mounted.members()[0].opened
