@@ -110,6 +110,19 @@ def test_what_was_killed_halfway_brings_only_the_rest(cvfs: Command, server: Fau
         assert cvfs("cat", server.url, *FILES).stdout == b"".join(FILES.values())
 
 
+def test_an_export_brings_nothing_but_what_it_lacks(cvfs: Command, server: FaultyServer) -> None:
+    """Not what stands behind it in the tree either, as for a reader of one file after the other."""
+    out = cvfs.top / "out"
+    cvfs.ok(*_arguments("export", server, out), "--quiet")
+    paths = sorted(FILES)
+    lacking = {path for number, path in enumerate(paths) if number % 4 != 3}
+    for path in lacking:
+        (out / os.fsdecode(path)).unlink()
+    before = server.requests.copy()
+    cvfs.ok(*_arguments("export", server, out), "--quiet", extra={"CVFS_CACHE": str(cvfs.top / "empty")})
+    assert {BLOBS[path] for path in BLOBS if server.requests[path] > before[path]} == lacking
+
+
 def test_export_leaves_what_another_writes(cvfs: Command, server: FaultyServer) -> None:
     out = cvfs.top / "out"
     (out / "1").mkdir(parents=True)

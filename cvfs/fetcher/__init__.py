@@ -46,6 +46,10 @@ class Fetcher:
         self.pages_in_memory = self._pages.in_memory
         self.piece, self.piece_nowait = self._packs.piece, self._packs.piece_nowait
 
+    def bring_only_what_is_asked(self) -> None:
+        """For who reads much at once and knows what is to come: to read ahead would bring what is not wanted."""
+        self._packs.reads_ahead = False
+
     @property
     def mirror(self) -> str | None:
         """The address of the mirror that answered last; None if none did yet."""

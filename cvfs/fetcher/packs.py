@@ -48,6 +48,7 @@ class Packs:
         self._under_way = Room(_UNDER_WAY_BYTES)
         self.packs, self.pieces, self._activity = shared.packs, shared.pieces, shared.activity
         self._ahead: set[Digest] = set()
+        self.reads_ahead = True
         self._resting_until = -math.inf
 
     def piece_nowait(self, piece: Piece, around: Around) -> bytes | memoryview | None:
@@ -116,7 +117,8 @@ class Packs:
             self._keep(pack, piece, around, lambda: None)
         if not pack.was_read:
             pack.was_read = True
-            self._read_ahead(around)
+            if self.reads_ahead:
+                self._read_ahead(around)
         return data
 
     def _read_ahead(self, around: Around) -> None:

@@ -55,6 +55,8 @@ class Copier:
         name, never a directory by something else. Raises PathError if a directory, or all there is to copy, cannot be
         made, and what reading metadata raises."""
         self._alone = not found.entry.is_directory
+        if not self._alone:
+            self._fetcher.bring_only_what_is_asked()
         async with trio.open_nursery() as nursery:
             await self._copy(nursery, found, target)
         for first, other in self._other_names:

@@ -48,6 +48,7 @@ class Prefetcher:
     def __init__(self, repository: Repository, fetcher: Fetcher, tally: Tally) -> None:
         self._repository, self._fetcher, self._tally = repository, fetcher, tally
         self._room = Room(_AHEAD_BYTES)
+        fetcher.bring_only_what_is_asked()
 
     async def bring(self, top: Found) -> None:
         """Return when everything at `top` and below was tried. Raises what reading metadata raises."""
