@@ -49,6 +49,8 @@ class File:
 
     def cached_percent(self) -> int:
         """How much of it is in the cache, by the space that it takes there; nothing is verified, and nothing read."""
+        if self._whole and self._fetcher.has_pack(self._whole.location.pack.id):
+            return 100
         listed = sum(location.length for location in self._content.locations)
         size = self.entry.size if self._page_offsets else listed
         cached = self._fetcher.cached_bytes(Digest(self.entry.content_id), self._recipe)

@@ -132,10 +132,15 @@ class InList(NamedTuple):
 
 
 class Pack:
-    """The plain bytes of a pack, in memory; which of its pieces were verified, and which the cache was given."""
+    """The plain bytes of a pack, in memory; which of its pieces were verified, and which the cache was given.
 
-    def __init__(self, ref: BlobRef, plain: bytes) -> None:
+    `was_fetched` says whether a mirror had to be asked; `is_stored` that the cache was given the pack as it came, and
+    with it the small objects in it.
+    """
+
+    def __init__(self, ref: BlobRef, plain: bytes, *, was_fetched: bool, is_stored: bool) -> None:
         self.ref, self.plain = ref, plain
+        self.was_fetched, self.is_stored = was_fetched, is_stored
         self.was_read = False
         self._right: set[tuple[Digest, int, int]] = set()
         self._kept: set[Hashable] = set()
@@ -151,7 +156,7 @@ class Pack:
         return data
 
     def is_kept(self, piece: Piece) -> bool:
-        return piece.key in self._kept
+        return (self.is_stored and piece.recipe is None) or piece.key in self._kept
 
     def begin_to_keep(self, pieces: Iterable[Piece]) -> list[Piece]:
         """Those of `pieces` that the cache was not given yet: it is given them now."""

@@ -26,6 +26,8 @@ class Cache:
         dropped = self.quota.evictor.note_dropped
         self.objects = DigestFiles(self.directory, "objects", partial(dropped, of_metadata=False))
         """Plain small objects, by content id."""
+        self.packs = DigestFiles(self.directory, "packs", partial(dropped, of_metadata=False))
+        """Stored packs of small objects, by blob id, until each of their objects is a plain file."""
         self.blobs = DigestFiles(self.directory, "blobs", partial(dropped, of_metadata=True))
         """Stored pages and manifests, by blob id."""
         self.large = LargeFiles(self.directory)
@@ -35,6 +37,13 @@ class Cache:
         """Put a verified page or manifest there, within the limit. Raises CacheError."""
         with self.quota.reserve(metadata=[len(stored)]) as reservation:
             reservation.fill(len(stored), lambda: self.blobs.store(name, stored))
+
+    def store_pack(self, name: Digest, stored: bytes) -> None:
+        """Put a verified pack there, within the limit, unless it is there. Raises CacheError."""
+        if self.packs.stored_bytes(name) == len(stored):
+            return
+        with self.quota.reserve([len(stored)]) as reservation:
+            reservation.fill(len(stored), lambda: self.packs.store(name, stored))
 
     def _needed(self) -> set[Digest]:
         """Pages that must stay. The index itself comes after the quota: it has room made."""

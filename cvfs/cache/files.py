@@ -32,7 +32,7 @@ class DigestFiles:
     """
 
     def __init__(self, directory: CacheDirectory, kind: str, dropped: Callable[[int], None] = lambda _: None) -> None:
-        """`dropped` is told the size of each file that was found damaged, and is gone."""
+        """`dropped` is told the size of each file that was found damaged or is not needed, and is gone."""
         self._directory, self._dropped = directory, dropped
         self._root = os.fsencode(directory.path / kind)
         self._temporary = b"%s/.new-%s" % (self._root, os.urandom(8).hex().encode())
@@ -89,6 +89,13 @@ class DigestFiles:
                 self._write(path, data)
         except OSError as error:
             raise as_cache_error(f"cannot write to the cache {self._directory.path}", error) from error
+
+    def discard(self, name: Digest) -> None:
+        """Remove a file that is not needed any more."""
+        path = self.path(name)
+        taken = _disk_bytes(path)
+        if remove(path):
+            self._dropped(taken)
 
     def _write(self, path: bytes, data: bytes | memoryview) -> None:
         """All files are made in one directory, then moved. ext4 puts a new inode near its directory, and passes over

@@ -26,7 +26,7 @@ from cvfs import flock
 from cvfs.cache.directory import CacheDirectory, as_cache_error
 from cvfs.errors import CacheError
 
-KINDS = ("objects", "large", "blobs")
+KINDS = ("objects", "large", "packs", "blobs")
 """The directories whose files are counted."""
 
 _MAGIC = b"cvfs-sum"
@@ -47,7 +47,7 @@ _GATE_S = 1.0
 
 
 class Sums(NamedTuple):
-    """Bytes that files take on the disk: `data` in objects and large files, `metadata` in pages.
+    """Bytes that files take on the disk: `data` in objects, large files and packs, `metadata` in pages.
 
     `added` is all that was ever added to either, `counts` the number of recounts, `counted_s` when the last one ended
     (0: there was none, the sums mean nothing), `boot` in which boot.

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,6 +64,13 @@ class Pins:
     def of_shard(self, number: int) -> set[bytes]:
         """All pinned ids whose first byte is `number`. A damaged list has none."""
         return set().union(*(_ids_of_shard(path, number) for path in self._files()))
+
+    def among(self, ids: Collection[bytes]) -> set[bytes]:
+        """Those of `ids` that are pinned."""
+        if not self._files():
+            return set()
+        pinned = {number: self.of_shard(number) for number in {name[0] for name in ids}}
+        return {name for name in ids if name in pinned[name[0]]}
 
     def all(self) -> list[About]:
         """What each pin is for, by repository and path."""

@@ -12,7 +12,7 @@ from cvfs.cache.ledger import KINDS
 from cvfs.model import DIGEST_SIZE, Digest
 
 SHARDS = 256
-DATA = ("objects", "large")
+DATA = ("objects", "large", "packs")
 METADATA = ("blobs",)
 _BLOCK_BYTES = 512
 """What st_blocks counts in, whatever the file system's own blocks are."""

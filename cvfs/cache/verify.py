@@ -1,8 +1,8 @@
 """Hashes everything in the cache, and removes what is not what its name says. Readers would find it out themselves,
 one by one; this is for whoever wants to know now, or suspects a disk.
 
-Objects and pages are named by their hashes. A large file is held against the lists of chunks in the pages that are in
-the cache; one that no page speaks of is left alone.
+Objects, packs and pages are named by their hashes. A large file is held against the lists of chunks in the pages that
+are in the cache; one that no page speaks of is left alone.
 """
 
 import errno
@@ -73,7 +73,7 @@ class Verifier:
     def run(self) -> Verified:
         """Look at everything, in several threads."""
         path = self._cache.directory.path
-        for kind in ("blobs", "objects"):
+        for kind in ("blobs", "packs", "objects"):
             _in_parallel(self._check_file, list_all(path, kind))
         large = {file.name: file for file in list_all(path, "large")}
         if large:

@@ -16,7 +16,12 @@ from cvfs.terminal import show_count, show_size
 if TYPE_CHECKING:
     from cvfs.cache import Cache
 
-_KINDS = {"objects": "small files", "large": "large files", "blobs": "pages of metadata"}
+_KINDS = {
+    "objects": "small files",
+    "large": "large files",
+    "packs": "packs of small files",
+    "blobs": "pages of metadata",
+}
 
 cache_options = common.setting_options("cache", "cache_limit", "keep_free")
 

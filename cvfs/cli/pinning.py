@@ -59,6 +59,7 @@ async def _pin(url: str, settings: Settings, paths: Sequence[str], tally: "Tally
             about |= {"files": each.files, "bytes": each.size_bytes}
             name = client.repository.manifest.repository
             client.cache.quota.pins.put(name, top.record.path, each.ids, about)
+        client.fetcher.keep_as_files()
         prefetcher = Prefetcher(client.repository, client.fetcher, tally)
         for top in tops:
             await prefetcher.bring(top)

@@ -5,6 +5,8 @@ import trio
 from cvfs.cache import Cache
 from cvfs.cache.index import Place
 from cvfs.fetcher.blobs import Blobs, Counters
+from cvfs.fetcher.exploding import Exploder
+from cvfs.fetcher.keeping import Keeper
 from cvfs.fetcher.packs import INLINE_BYTES, Packs
 from cvfs.fetcher.pages import PageMissing, Pages
 from cvfs.fetcher.shared import Budget, Shared
@@ -38,7 +40,9 @@ class Fetcher:
         blobs = Blobs(mirrors, cache, nursery, deadline_s)
         self._mirrors, self._cache = mirrors, cache
         self._pages = Pages(blobs, numbering, shared)
-        self._packs = Packs(blobs, shared)
+        self._keeper = Keeper(blobs)
+        self.exploder = Exploder(blobs, self._pages, self._keeper)
+        self._packs = Packs(blobs, shared, self._keeper, self.exploder)
         self.numbering = numbering
         self.counters = blobs.counters
         self.page, self.touch_pages = self._pages.page, self._pages.touch
@@ -50,14 +54,22 @@ class Fetcher:
         """For who reads much at once and knows what is to come: to read ahead would bring what is not wanted."""
         self._packs.reads_ahead = False
 
+    def keep_as_files(self) -> None:
+        """For who wants what is read to be files of the cache at once, each with an id of its own: what is pinned."""
+        self._keeper.keeps_packs = False
+
     @property
     def mirror(self) -> str | None:
         """The address of the mirror that answered last; None if none did yet."""
         return self._mirrors.used
 
     def cached_bytes(self, content: Digest, recipe: Digest | None) -> int:
-        """How many bytes of an object the cache has, as far as it can be told without reading."""
+        """How many bytes of an object the cache has as a file, as far as it can be told without reading."""
         return self._cache.objects.stored_bytes(content) if recipe is None else self._cache.large.stored_bytes(recipe)
+
+    def has_pack(self, pack: Digest) -> bool:
+        """Whether the cache has a pack as it came, as far as it can be told without reading."""
+        return self._cache.packs.stored_bytes(pack) > 0
 
     def place_of(self, inode: int) -> Place | None:
         """Where the record with this inode number stands, in this repository; None if no page taken in lists it."""

@@ -7,6 +7,11 @@ class Activity:
     def __init__(self) -> None:
         self._noted = trio.Event()
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether something was done since the last pause was found."""
+        return self._noted.is_set()
+
     def note(self) -> None:
         """Something was done."""
         self._noted.set()

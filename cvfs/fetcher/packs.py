@@ -1,22 +1,21 @@
-"""Pieces by id: from memory, else from the cache, else out of a pack from a mirror; each pack brought once."""
+"""Pieces by id: from memory, else from the cache, where they are files or in a pack, else out of a pack from a mirror;
+each pack brought once."""
 
 import contextlib
 import logging
-import math
-from collections.abc import Callable
 from functools import partial
-
-import trio
 
 from cvfs import pieces
 from cvfs.errors import CacheError, CvfsError, IntegrityError
 from cvfs.fetcher.ahead import follows
 from cvfs.fetcher.blobs import Blobs
+from cvfs.fetcher.exploding import Exploder
+from cvfs.fetcher.keeping import Keeper
 from cvfs.fetcher.shared import Shared
 from cvfs.flights import Room
 from cvfs.format.blob import unseal
-from cvfs.model import Digest
-from cvfs.pieces import Around, Pack, Piece
+from cvfs.model import BlobRef, Digest
+from cvfs.pieces import Around, InLeaf, Pack, Piece
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +32,6 @@ or the disk is the slower one. A guess: 16 packs of small files, 4 of large ones
 _PACK_BYTES = 4 << 10
 """What a pack takes in memory beside its bytes. Each small change of a repository brings a pack of a few bytes."""
 
-_REST_S = 1.0
-"""For how long a disk that has failed is not written to."""
-
 
 class Packs:
     """The pieces of one repository. Errors as of `Fetcher`.
@@ -43,13 +39,13 @@ class Packs:
     What is under way is each repository's own: one whose server is dead must not hold up the others.
     """
 
-    def __init__(self, blobs: Blobs, shared: Shared) -> None:
+    def __init__(self, blobs: Blobs, shared: Shared, keeper: Keeper, exploder: Exploder) -> None:
         self._blobs, self._cache, self._counters = blobs, blobs.cache, blobs.counters
+        self._keeper, self._exploder = keeper, exploder
         self._under_way = Room(_UNDER_WAY_BYTES)
         self.packs, self.pieces, self._activity = shared.packs, shared.pieces, shared.activity
         self._ahead: set[Digest] = set()
         self.reads_ahead = True
-        self._resting_until = -math.inf
 
     def piece_nowait(self, piece: Piece, around: Around) -> bytes | memoryview | None:
         """The piece, if it is in memory, or small and in the cache; else None."""
@@ -61,14 +57,15 @@ class Packs:
         return data
 
     async def piece(self, piece: Piece, around: Around) -> bytes | memoryview:
-        """The piece; if its pack has to be brought, what else is in it according to `around` is kept as well."""
+        """The piece; if its pack has to be brought, what else is in it is kept as well."""
         data = self.piece_nowait(piece, around)
         if data is None and piece.location.length > INLINE_BYTES:
             data = await self._load(piece)
         while data is None:
             pack = await self._join(piece, around)
             if pack is not None:
-                self._counters.misses += 1
+                self._counters.misses += pack.was_fetched
+                self._counters.hits += not pack.was_fetched
                 return self._serve(pack, piece, around)
             data = await self._load(piece)
         return data
@@ -114,7 +111,9 @@ class Packs:
             self._counters.integrity_errors += 1
             raise
         if not pack.is_kept(piece):
-            self._keep(pack, piece, around, lambda: None)
+            self._keeper.keep_pieces(pack, piece, around, lambda: None)
+        elif pack.is_stored and isinstance(around, InLeaf):
+            self._exploder.note(piece, around.page)
         if not pack.was_read:
             pack.was_read = True
             if self.reads_ahead:
@@ -140,38 +139,52 @@ class Packs:
             self._ahead.discard(piece.location.pack.id)
 
     async def _bring(self, piece: Piece, around: Around) -> Pack | None:
-        """The piece's pack; None if the piece is in the cache: another process has just put it there."""
+        """The piece's pack; None if the piece itself is in the cache: another process has just put it there."""
         blobs, deadline = self._blobs, self._blobs.deadline()
         ref = piece.location.pack
+        pack = await self._stored(piece)
+        if pack is not None:
+            return pack
         with contextlib.ExitStack() as held:
             held.callback((await blobs.lock(ref, deadline)).release)
             if await blobs.in_thread(self._in_cache, piece) is not None:
                 return None
+            pack = await self._stored(piece)
+            if pack is not None:
+                return pack
             held.callback(await blobs.make_room(self._under_way, ref, deadline))
             stored = await blobs.fetch(ref, deadline)
-            pack = Pack(ref, await blobs.in_thread(unseal, ref, stored, "a mirror"))
-            self.packs.put(ref.id, pack, len(pack.plain) + _PACK_BYTES)
-            self._activity.note()
-            self._keep(pack, piece, around, held.pop_all().close)
+            plain = await blobs.in_thread(unseal, ref, stored, "a mirror")
+            pack = self._hold_pack(Pack(ref, plain, was_fetched=True, is_stored=False))
+            done = held.pop_all().close
+            if piece.recipe is None and self._keeper.keeps_packs:
+                self._keeper.keep_pack(pack, stored, done)
+                self._exploder.note_kept(ref)
+            else:
+                self._keeper.keep_pieces(pack, piece, around, done)
         return pack
 
-    def _keep(self, pack: Pack, piece: Piece, around: Around, done: Callable[[], None]) -> None:
-        """Put a piece, and what else is in its pack, into the cache while readers go on; then call `done`."""
-        if trio.current_time() < self._resting_until:
-            done()
-        else:
-            parts = pack.begin_to_keep([piece, *around.same_pack()])
-            self._blobs.nursery.start_soon(self._explode, pack, parts, done)
+    async def _stored(self, piece: Piece) -> Pack | None:
+        """The pack of a small object, if the cache has it as it came."""
+        ref = piece.location.pack
+        if piece.recipe is not None or not self._cache.packs.stored_bytes(ref.id):
+            return None
+        plain = await self._blobs.in_thread(self._load_pack, ref)
+        if plain is None:
+            return None
+        self._exploder.note_use(ref)
+        return self._hold_pack(Pack(ref, plain, was_fetched=False, is_stored=self._keeper.keeps_packs))
 
-    async def _explode(self, pack: Pack, parts: list[Piece], done: Callable[[], None]) -> None:
+    def _load_pack(self, ref: BlobRef) -> bytes | None:
         try:
-            wrong = await self._blobs.keep(pieces.store, self._cache, parts, pack.plain)
-            if wrong is None:
-                pack.fail_to_keep(parts)
-                self._resting_until = trio.current_time() + _REST_S
-                return
-            self._counters.integrity_errors += len(wrong)
-            for error in wrong:
-                log.error("the publisher's fault: %s", error)
-        finally:
-            done()
+            stored = self._cache.packs.load(ref.id, ref.stored_size)
+        except CacheError as error:
+            self._blobs.degraded(error)
+            return None
+        return None if stored is None else unseal(ref, stored, "the cache")
+
+    def _hold_pack(self, pack: Pack) -> Pack:
+        self.packs.put(pack.ref.id, pack, len(pack.plain) + _PACK_BYTES)
+        self._activity.note()
+        self._exploder.activity.note()
+        return pack

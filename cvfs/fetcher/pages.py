@@ -66,6 +66,11 @@ class Pages:
             self._shared.put_page(key, known)
         return known.page
 
+    async def cached(self, ref: BlobRef) -> Page | None:
+        """The page `ref`, if it is in memory or in the cache: no mirror is asked for it."""
+        known = self._memory.get((ref.id, self._seed)) or await self._blobs.in_thread(self._in_cache, ref)
+        return None if known is None else known.page
+
     async def touch(self) -> None:
         """Note in the cache that what is in memory is used: it is not read from there for as long."""
         for page_id in self.in_memory():

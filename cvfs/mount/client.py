@@ -19,7 +19,7 @@ from cvfs.inodes import ROOT_INODE, Numbering
 from cvfs.mirrors import Mirrors, Network
 from cvfs.model import Manifest
 from cvfs.mount.freshness import expired
-from cvfs.mount.upkeep import give_back_when_idle, keep_pages_young, keep_within_limits
+from cvfs.mount.upkeep import explode_when_idle, give_back_when_idle, keep_pages_young, keep_within_limits
 from cvfs.repository import Repository
 from cvfs.revisions import Revisions
 from cvfs.transport import Transport, check_base_url, load_credentials
@@ -106,6 +106,7 @@ class Ground:
         opener = _Opener(url, mirrors, heads, self, settings, root_inode, label)
         repository = await opener.open(revision) if manifest is None else await opener.open_at(manifest)
         self.nursery.start_soon(keep_pages_young, repository.fetcher)
+        self.nursery.start_soon(explode_when_idle, repository.fetcher.exploder)
         return Client(url, repository, heads, repository.fetcher, self.cache, transport, mirrors)
 
     def network(self, settings: Settings) -> Network:

@@ -16,8 +16,10 @@ _RECENT = 50
 _MOST_ERRORS = 10_000
 
 _BURST = 20
+_REPEATS = 5
 _BURST_S = 60.0
-"""A place in the code logs `_BURST` lines in this time, then none: what fails for each request is a line each time."""
+"""A place in the code logs `_BURST` lines in this time, then none: what fails for each request is a line each time. Of
+them `_REPEATS` in a row may be the same: who tries one thing again and again hides nobody else's failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +58,37 @@ class Recent(logging.Handler):
         return sum(at >= time_s for at in list(self._errors_at))
 
 
+class _Place:
+    """A place in the code since `began_at`: how many lines were written, and were not; the last, how often in a row."""
+
+    __slots__ = ("began_at", "left_out", "line", "repeats", "written")
+
+    def __init__(self, began_at: float, line: str) -> None:
+        self.began_at, self.line = began_at, line
+        self.written = self.repeats = 1
+        self.left_out = 0
+
+
 class Moderation:
     """Lets no place in the code write more than `_BURST` lines in `_BURST_S`; the next line says how many were not."""
 
     def __init__(self) -> None:
-        self._places: dict[tuple[str, int], tuple[float, int]] = {}
+        self._places: dict[tuple[str, int], _Place] = {}
 
     def admit(self, record: logging.LogRecord) -> logging.LogRecord | None:
         """What to write instead of `record`, which other handlers have too; None for nothing."""
-        place = record.pathname, record.lineno
-        began_at, count = self._places.get(place, (record.created, 0))
-        if record.created < began_at + _BURST_S:
-            self._places[place] = began_at, count + 1
-            return record if count < _BURST else None
-        self._places[place] = record.created, 1
-        return _with_note(record, count - _BURST) if count > _BURST else record
+        where, line = (record.pathname, record.lineno), record.getMessage()
+        place = self._places.get(where)
+        if place is None or record.created >= place.began_at + _BURST_S:
+            self._places[where] = _Place(record.created, line)
+            return _with_note(record, place.left_out) if place and place.left_out else record
+        place.repeats = place.repeats + 1 if line == place.line else 1
+        place.line = line
+        if place.repeats > _REPEATS or place.written == _BURST:
+            place.left_out += 1
+            return None
+        place.written += 1
+        return record
 
 
 class _Moderated(logging.StreamHandler[TextIO]):

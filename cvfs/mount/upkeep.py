@@ -10,6 +10,7 @@ from cvfs.cache.quota import Quota
 from cvfs.errors import CacheError
 from cvfs.fetcher import Fetcher
 from cvfs.fetcher.activity import Activity
+from cvfs.fetcher.exploding import Exploder
 from cvfs.heap import give_back
 
 log = logging.getLogger(__name__)
@@ -19,6 +20,9 @@ _FIRST_S = 10.0
 
 _AGAIN_S = 3600.0
 _PAUSE_S = 5.0
+_EXPLODE_S = 2.0
+_REST = 3
+"""Times what exploding a pack took is rested after it: it never takes more than a quarter of one CPU from readers."""
 
 
 async def keep_within_limits(quota: Quota) -> None:
@@ -40,6 +44,14 @@ async def keep_pages_young(fetcher: Fetcher) -> None:
         await trio.sleep(_AGAIN_S)
         with _surviving():
             await fetcher.touch_pages()
+
+
+async def explode_when_idle(exploder: Exploder) -> None:
+    """Make plain files of packs in the cache whenever none was brought for some seconds, until cancelled."""
+    while True:
+        await exploder.activity.wait_for_pause(_EXPLODE_S)
+        with _surviving():
+            await exploder.explode(_REST)
 
 
 async def give_back_when_idle(activity: Activity) -> None:

@@ -193,7 +193,7 @@ def test_where_nothing_may_go_nobody_looks_for_it_again_at_once(cache: Cache, mo
     for number in (100, 101):
         with pytest.raises(CacheFullError):
             store(cache, number)
-    assert len(listed) == 2 * 256, "objects and large files, once"
+    assert len(listed) == 3 * 256, "objects, large files and packs, once"
     assert cache.quota.pins.remove("repository", b"")
     now[0] += 10
     store(cache, 102)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cvfs.fetcher import packs as packs_module
+from cvfs.fetcher import keeping
 from tests.cache.disks import fill, needs_root, remount, small_disk
 from tests.core.test_fetcher import ALL, LARGE
 from tests.core.world import Client, World, no_server, until
@@ -40,7 +40,7 @@ async def read_all(client: Client) -> None:
 def test_full_disk_degrades_and_recovers(
     world: World, size: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packs_module, "_REST_S", 0.0)
+    monkeypatch.setattr(keeping, "_REST_S", 0.0)
     world.publish(ALL)
 
     async def work(client: Client) -> None:
@@ -78,7 +78,7 @@ def test_full_disk_from_the_start(world: World) -> None:
 
 @needs_root
 def test_read_only_cache_reads_and_is_written_again_once_it_can(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packs_module, "_REST_S", 0.0)
+    monkeypatch.setattr(keeping, "_REST_S", 0.0)
     world.publish(ALL)
 
     async def work(client: Client) -> None:
@@ -90,7 +90,7 @@ def test_read_only_cache_reads_and_is_written_again_once_it_can(world: World, mo
 
     with small_disk(world.top / "disk", "64m") as disk:
         world.read(b"d0/f001", cache=disk)
-        for kind in ("objects", "blobs"):
+        for kind in ("packs", "blobs"):
             for path in (disk / kind).glob("*/*"):
                 path.unlink()
         remount(disk, "ro")
@@ -105,7 +105,7 @@ def test_read_only_cache_still_serves_what_it_has(world: World) -> None:
         remount(disk, "ro")
         with no_server(world):
             world.run(read_all, cache=disk)
-        path = next((disk / "objects").glob("*/*"))
+        path = next((disk / "packs").glob("*/*"))
         remount(disk, "rw")
         path.write_bytes(b"altered")
         remount(disk, "ro")

@@ -204,11 +204,19 @@ DAMAGES = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["objects", "large", "blobs"])
+@pytest.mark.parametrize("kind", ["objects", "packs", "large", "blobs"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_file_of_the_cache_is_never_served(full: World, kind: str, damage: Callable[[Path], None]) -> None:
-    full.read(*map(os.fsencode, ALL))
-    for path in [path for path in (full.cache / kind).glob("*/*") if path.is_file()]:
+    async def fill(client: Client) -> None:
+        for name in ALL:
+            await client.read(os.fsencode(name))
+        if kind == "objects":
+            await client.explode()
+
+    full.run(fill)
+    files = [path for path in (full.cache / kind).glob("*/*") if path.is_file()]
+    assert files
+    for path in files:
         damage(path)
     assert full.read(*map(os.fsencode, ALL)) == list(ALL.values())
     full.server.requests.clear()
@@ -219,12 +227,27 @@ def test_damaged_file_of_the_cache_is_never_served(full: World, kind: str, damag
 def test_damage_under_a_client_is_noticed(full: World) -> None:
     async def work(client: Client) -> None:
         await client.read(b"d2/f020")
+        await client.explode()
         path = Path(os.fsdecode(client.cache.objects.path(digest(ALL["d2/f020"]))))
-        await until(path.exists)
         client.fetcher._packs.packs.clear()
         overwritten(path)
         assert await client.read(b"d2/f020") == ALL["d2/f020"]
-        await until(lambda: path.exists() and path.read_bytes() == ALL["d2/f020"])
+        await client.explode()
+        await until(lambda: path.read_bytes() == ALL["d2/f020"])
+
+    full.run(work)
+
+
+def test_damage_of_a_pack_under_a_client_is_noticed(full: World) -> None:
+    async def work(client: Client) -> None:
+        await client.read(b"d2/f020")
+        pack = await client.pack_of(b"d2/f020")
+        path = Path(os.fsdecode(client.cache.packs.path(pack.id)))
+        await until(path.exists)
+        overwritten(path)
+        client.fetcher._packs.packs.clear()
+        assert await client.read(b"d2/f020") == ALL["d2/f020"]
+        await until(lambda: path.exists() and digest(path.read_bytes()) == pack.id)
 
     full.run(work)
 

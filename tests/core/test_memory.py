@@ -13,7 +13,6 @@ import pytest
 import trio
 import trio.testing
 
-from cvfs import pieces
 from cvfs.cache import Cache
 from cvfs.cli.pinning import _list
 from cvfs.fetcher import Budget, Fetcher, Shared
@@ -225,7 +224,7 @@ def test_what_nobody_expected_of_the_cache_ends_no_client(
         if what == "page":
             monkeypatch.setattr(client.cache, "store_blob", fail)
         else:
-            monkeypatch.setattr(pieces, "store", fail)
+            monkeypatch.setattr(client.cache, "store_pack", fail)
         assert await client.read(b"f") == b"data"
         await until(lambda: client.fetcher.counters.uncached)
         assert await client.read(b"f") == b"data"

@@ -50,6 +50,13 @@ class Client:
         file = await self.fs.bring(lambda: self.fs.file_nowait(inode))
         return bytes(await file.read(offset, length))
 
+    async def explode(self) -> None:
+        """Have what was read as plain files in the cache."""
+        with trio.fail_after(20):
+            # Packs that are just being stored are left.
+            while not await self.fetcher.exploder.explode():  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
     async def items(self, path: bytes) -> list[Item]:
         """The whole listing, as readdir(3) gets it."""
         inode, found, cookie = (await self.lookup(path)).inode, [], 0

@@ -198,7 +198,7 @@ class Soak:
 
     @contextlib.contextmanager
     def cache_is_damaged(self) -> Iterator[None]:
-        files = [path for kind in ("objects", "large", "blobs") for path in (self.disk / kind).rglob("*")]
+        files = [path for kind in ("objects", "packs", "large", "blobs") for path in (self.disk / kind).rglob("*")]
         for path in random.sample(files, len(files) // 2):
             with contextlib.suppress(OSError), path.open("r+b") as file:
                 file.write(b"damaged")

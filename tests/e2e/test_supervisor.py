@@ -88,7 +88,7 @@ class Users:
     def _forget(self) -> None:
         """Have the kernel ask again, and find nothing in the cache, so that it is written to all the time."""
         kernel_caches.drop()
-        shutil.rmtree(self.cache / random.choice(["objects", "large", "blobs"]), ignore_errors=True)
+        shutil.rmtree(self.cache / random.choice(["objects", "packs", "large", "blobs"]), ignore_errors=True)
         self._stop.wait(0.2)
 
 
@@ -113,10 +113,10 @@ def test_storm_of_kills(host: Host, filled: Store, count: int, pytestconfig: pyt
 
 
 def _check_cache(cache: Path) -> None:
-    """Whenever a worker was killed, what has the name of an object is that object."""
-    objects = [path for path in (cache / "objects").glob("??/*") if len(path.name) == 62]
-    assert objects
-    assert [path for path in objects if blake3(path.read_bytes()).hexdigest() != path.parent.name + path.name] == []
+    """Whenever a worker was killed, what has the name of an object or a pack is that."""
+    files = [path for kind in ("objects", "packs") for path in (cache / kind).glob("??/*") if len(path.name) == 62]
+    assert files
+    assert [path for path in files if blake3(path.read_bytes()).hexdigest() != path.parent.name + path.name] == []
 
 
 def test_kill_in_the_middle_of_a_fetch(host: Host, filled: Store) -> None:
@@ -376,7 +376,7 @@ def test_kill_in_the_middle_of_a_write_to_the_cache(host: Host, store: Store, tr
     (pid,) = workers(supervisor_of(host, mount))
     with (tmp_path / "read").open("wb") as output:
         reader = subprocess.Popen(["cat", *(mount / name for name in files)], stdout=output)
-    unnamed = _stop_while_writing(pid, host.cache / "objects")
+    unnamed = _stop_while_writing(pid, host.cache / "packs")
     kill(pid)
     assert unnamed.exists()
     assert reader.wait(60) == 0
@@ -385,26 +385,26 @@ def test_kill_in_the_middle_of_a_write_to_the_cache(host: Host, store: Store, tr
     _check_cache(host.cache)
 
 
-def _stop_while_writing(pid: int, objects: Path) -> Path:
+def _stop_while_writing(pid: int, directory: Path) -> Path:
     """Let a worker go on in the smallest steps until it has begun with a file, and not given it its name; that file."""
     deadline = time.monotonic() + 40
     while time.monotonic() < deadline:
         os.kill(pid, signal.SIGSTOP)
         while _states(pid) != {"T"}:
             os.sched_yield()
-        unnamed = _unnamed(objects)
+        unnamed = _unnamed(directory)
         if unnamed:
-            return objects / unnamed[0]
+            return directory / unnamed[0]
         os.kill(pid, signal.SIGCONT)
         while "T" in _states(pid):
             os.sched_yield()
     raise AssertionError("it was never seen to write")
 
 
-def _unnamed(objects: Path) -> list[str]:
+def _unnamed(directory: Path) -> list[str]:
     """Files that have no name yet. The directory is made for the first of them."""
     with contextlib.suppress(FileNotFoundError):
-        return [name for name in os.listdir(objects) if name.startswith(".new-")]
+        return [name for name in os.listdir(directory) if name.startswith(".new-")]
     return []
 
 

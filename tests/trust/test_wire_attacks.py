@@ -177,9 +177,9 @@ def test_another_user_can_write_nowhere_in_what_a_client_keeps(open_top: Path, t
         for path in kept:
             found = as_nobody("find", path, "-writable", "-not", "-type", "l", "-print")
             assert not found.stdout, found.stdout
-        secret = as_nobody("cat", next((cvfs.cache / "objects").rglob("*/*")))
+        secret = as_nobody("cat", next((cvfs.cache / "packs").rglob("*/*")))
         assert secret.returncode != 0
-        planted = as_nobody("cp", "/bin/true", cvfs.cache / "objects")
+        planted = as_nobody("cp", "/bin/true", cvfs.cache / "packs")
         assert planted.returncode != 0
         cvfs.ok("umount", open_top / "mnt")
     finally:
