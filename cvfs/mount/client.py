@@ -84,6 +84,7 @@ class Ground:
     until_closed: contextlib.ExitStack
     networks: dict[Hashable, Network] = field(default_factory=dict)
     memory: Shared = field(default_factory=Shared)
+    exploding: trio.Lock = field(default_factory=trio.Lock)
 
     async def open(
         self,
@@ -106,7 +107,7 @@ class Ground:
         opener = _Opener(url, mirrors, heads, self, settings, root_inode, label)
         repository = await opener.open(revision) if manifest is None else await opener.open_at(manifest)
         self.nursery.start_soon(keep_pages_young, repository.fetcher)
-        self.nursery.start_soon(explode_when_idle, repository.fetcher.exploder)
+        self.nursery.start_soon(explode_when_idle, repository.fetcher.exploder, self.exploding)
         return Client(url, repository, heads, repository.fetcher, self.cache, transport, mirrors)
 
     def network(self, settings: Settings) -> Network:

@@ -46,12 +46,15 @@ async def keep_pages_young(fetcher: Fetcher) -> None:
             await fetcher.touch_pages()
 
 
-async def explode_when_idle(exploder: Exploder) -> None:
-    """Make plain files of packs in the cache whenever none was brought for some seconds, until cancelled."""
+async def explode_when_idle(exploder: Exploder, turn: trio.Lock) -> None:
+    """Make plain files of packs in the cache whenever none was brought for some seconds, until cancelled. The
+    repositories of a process take turns."""
     while True:
         await exploder.activity.wait_for_pause(_EXPLODE_S)
-        with _surviving():
-            await exploder.explode(_REST)
+        async with turn:
+            with _surviving():
+                await exploder.explode(_REST)
+            await trio.to_thread.run_sync(give_back, abandon_on_cancel=True)
 
 
 async def give_back_when_idle(activity: Activity) -> None:
