@@ -33,7 +33,7 @@ venv: $(READY) ## set up: system packages, .venv, the project in it
 
 test: test-packages fuse lint ## check everything: linters, types, imports, then all tests (ARGS="-k name" for some)
 	@echo "==> tests"
-	@$(BIN)/python -bb -m pytest --numprocesses $(TESTERS) --dist worksteal $(ARGS)
+	@scripts/run-tests $(BIN)/python $(TESTERS) $(ARGS)
 
 test-long: test-packages fuse $(READY) ## an hour of soak, a minute of kills, a thousand switches: one after the other
 	@$(BIN)/python -bb -m pytest --long -k '$(LONG)' $(ARGS)
