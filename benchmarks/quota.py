@@ -1,6 +1,7 @@
 """How well is the cache's limit kept, at what cost, and how much of what is read is in a cache that is too small?
 
-The cache alone, without network and kernel: a miss stores the pack that the object is in, as a fetch would. In memory
+The cache alone, without network and kernel: a miss stores the pack that the object is in, as a fetch would, and nothing
+is made a file, since a cache that is full keeps packs. The peer has each object in a file of its own. In memory
 (/dev/shm) where there is such a place, so that no disk is measured.
 """
 
@@ -17,8 +18,7 @@ from cvfs.cache.index_files import FIRST_CAPACITY
 from cvfs.cache.inode_table import size_of
 from cvfs.cache.shards import count
 from cvfs.cache.space import Limits
-from cvfs.format.blob import digest
-from cvfs.model import Digest
+from cvfs.format.blob import seal
 
 OBJECT_BYTES = 16 << 10
 MEMORY = Path("/dev/shm")
@@ -28,7 +28,10 @@ PACK = 64
 SHARE = 0.25
 """Of the working set that fits."""
 
-PEER = "exact LRU"
+PLAIN_PART = 3
+"""Of an object this part is noise, the rest compresses to nothing: about as software does."""
+
+PEER = "exact LRU of files"
 WHO = "cvfs"
 UNLIMITED = "cvfs, no limit"
 INDEX_BYTES = size_of(FIRST_CAPACITY)
@@ -75,8 +78,9 @@ class _Reader:
     """Reads objects of a made-up repository, through a cache that is below `work` as long as the context."""
 
     def __init__(self, work: Path, limit: int, packs: int) -> None:
-        self._contents = [number.to_bytes(8, "big") * (OBJECT_BYTES // 8) for number in range(packs * PACK)]
-        self._names = [digest(content) for content in self._contents]
+        noise, size = random.Random(2), OBJECT_BYTES // PLAIN_PART
+        contents = [noise.randbytes(size).ljust(OBJECT_BYTES) for _ in range(packs * PACK)]
+        self._sealed = [seal(b"".join(contents[first : first + PACK])) for first in range(0, len(contents), PACK)]
         self._work, self.limit = work, limit
         self.samples: list[int] = []
         """Bytes on the disk, now and then."""
@@ -94,7 +98,8 @@ class _Reader:
         """The share of `wanted` that was found."""
         hits = 0
         for position, number in enumerate(wanted):
-            if self._cache.objects.load(self._names[number], OBJECT_BYTES) is not None:
+            ref, _ = self._sealed[number // PACK]
+            if self._cache.packs.load(ref.id, ref.stored_size) is not None:
                 hits += 1
             else:
                 self.store(number // PACK)
@@ -103,14 +108,8 @@ class _Reader:
         return hits / len(wanted)
 
     def store(self, pack: int) -> None:
-        numbers = range(pack * PACK, (pack + 1) * PACK)
-        missing = [number for number in numbers if not self._cache.objects.stored_bytes(self._names[number])]
-        with self._cache.quota.reserve([OBJECT_BYTES] * len(missing)) as reservation:
-            for number in missing:
-                reservation.fill(OBJECT_BYTES, lambda number=number: self._put(number))  # type: ignore[misc]
-
-    def _put(self, number: int) -> None:
-        self._cache.objects.store(Digest(self._names[number]), self._contents[number])
+        ref, stored = self._sealed[pack]
+        self._cache.store_pack(ref.id, stored)
 
 
 def _exact_lru(wanted: Sequence[int], objects: int) -> float:
