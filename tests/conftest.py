@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import signal
 import subprocess
@@ -22,9 +23,32 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 _CLONE_NEWNS = 0x00020000
 
+_GUARD_S = 120.0
+"""So long after its own limit a test that hangs ends the process; see setup.cfg for those that have no limit of their
+own."""
+
+_STDERR = pytest.StashKey[int]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="an hour of soak, a minute of kills, a thousand switches")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_STDERR] = os.dup(2)  # while a test runs, what is written there is captured, and lost with the process
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    os.close(config.stash[_STDERR])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Put off the end of the process for a test that says how long it may last: an hour of soak is no hang."""
+    own = item.get_closest_marker("timeout")
+    if own is not None:
+        guard_s = max(own.args[0] + _GUARD_S, float(item.config.getini("faulthandler_timeout")))
+        faulthandler.dump_traceback_later(guard_s, file=item.config.stash[_STDERR], exit=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

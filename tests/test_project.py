@@ -136,3 +136,20 @@ def test_make_targets_in_documents_exist() -> None:
         for target in re.findall(r"(?:`|^ *(?:\$ )?)make ([a-z-]+)", document.read_text(), re.MULTILINE)
     }
     assert not [f"{name}: make {target}" for name, target in named if target not in targets]
+
+
+def test_test_that_says_so_may_last_longer_than_others(tmp_path: Path) -> None:
+    """Neither the limit of all nor the guard behind it, which ends the process, is for the hour of a soak."""
+    module = tmp_path / "test_long.py"
+    module.write_text(
+        "import pytest, threading\n"
+        "@pytest.mark.timeout(60)\n"
+        "def test_long(): threading.Event().wait(3)\n"
+        "def test_hangs(): threading.Event().wait(60)\n"
+    )
+    line = [sys.executable, "-m", "pytest", "-c", "setup.cfg", "-p", "tests.conftest", "-p", "no:cacheprovider", module]
+    line += ["--rootdir", tmp_path, "-o", "timeout=0", "-o", "faulthandler_timeout=2", "-v"]
+    run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert "::test_long PASSED" in run.stdout
+    assert "in test_hangs" in run.stderr
+    assert run.returncode == 1
