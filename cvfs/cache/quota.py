@@ -149,7 +149,7 @@ class Quota:
         """Count all files, which takes 3 us for each. None if another process does, or does not end storing."""
         from cvfs.cache.shards import count
 
-        for kind in KINDS:
+        for kind in (".", *KINDS):
             remove_leftovers(os.fsencode(self._directory.path / kind))
         return self.ledger.recount(lambda: count(self._directory.path))
 

@@ -200,8 +200,9 @@ def test_where_nothing_may_go_nobody_looks_for_it_again_at_once(cache: Cache, mo
     assert has(cache, 102)
 
 
-def test_where_the_disk_grants_no_leases_files_go_all_the_same(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As NFSv4 does for lack of a delegation: that says nothing of who has them open."""
+@pytest.fixture
+def no_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFSv4 for lack of a delegation: that says nothing of who has a file open."""
     ask = fcntl.fcntl
 
     def refuse(fd: int, command: int, *args: int) -> object:
@@ -209,11 +210,35 @@ def test_where_the_disk_grants_no_leases_files_go_all_the_same(cache: Cache, mon
             raise BlockingIOError(errno.EAGAIN, "refused")
         return ask(fd, command, *args)
 
-    store(cache, *range(64))
     monkeypatch.setattr(fcntl, "fcntl", refuse)
+
+
+@pytest.mark.usefixtures("no_leases")
+def test_where_the_disk_grants_no_leases_files_go_all_the_same(cache: Cache) -> None:
+    store(cache, *range(64))
     store(cache, *range(100, 104))
     assert used(cache) == known(cache) <= LIMIT - INDEX
-    assert not list(cache.directory.path.glob("objects/.*"))
+    assert not list(cache.directory.path.rglob(".new-*"))
+
+
+@pytest.mark.usefixtures("no_leases")
+def test_where_the_disk_grants_no_leases_files_of_any_kind_go(cache: Cache) -> None:
+    """Also where no small object was ever stored."""
+    recipe, place = digest(b"recipe"), Location(0, SIZE, BlobRef(digest(b"pack"), SIZE, SIZE), 0, digest(content(1)))
+    with cache.quota.reserve([SIZE]) as reservation:
+        reservation.fill(SIZE, lambda: cache.large.store(recipe, SIZE, place, content(1)))
+    assert not (cache.directory.path / "objects").exists()
+    assert cache.quota.evict_to(0) == SIZE
+
+
+def test_what_a_killed_process_left_unfinished_is_removed(cache: Cache) -> None:
+    left = [cache.directory.path / ".new-0", cache.directory.path / "objects/.new-0"]
+    store(cache, 1)
+    for path in left:
+        path.touch()
+        os.utime(path, (0, 0))
+    cache.quota.recount()
+    assert not any(path.exists() for path in left)
 
 
 def test_damaged_pin_pins_nothing_and_harms_nothing(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
