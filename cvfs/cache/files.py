@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from cvfs.cache.directory import CacheDirectory, as_cache_error
 from cvfs.format.blob import digest
+from cvfs.limits import MAX_BLOB_BYTES
 from cvfs.model import Digest
 
 log = logging.getLogger(__name__)
@@ -53,11 +54,17 @@ class DigestFiles:
     def load(self, name: Digest, size: int) -> bytes | None:
         """The file's `size` bytes, verified; None if it is absent. An altered file is dropped and absent.
 
+        Also None if the file has another size, which is no reason to drop it: `size` is what some publisher says, and
+        the file may be of use to all others.
+
         Raises CacheError: the disk failed.
         """
         path = self.path(name)
         try:
             data = _read_whole(path, size)
+            if len(data) == size and digest(data) == name:
+                return data
+            is_right = len(data) != size and digest(_read_whole(path, MAX_BLOB_BYTES)) == name
         except (FileNotFoundError, BlockingIOError):  # the latter: it is being evicted
             return None
         except OSError as error:
@@ -65,9 +72,8 @@ class DigestFiles:
                 self._drop(path, size)
                 return None
             raise as_cache_error(f"cannot read {os.fsdecode(path)}", error) from error
-        if len(data) == size and digest(data) == name:
-            return data
-        self._drop(path, size)
+        if not is_right:
+            self._drop(path, size)
         return None
 
     def touch(self, name: Digest) -> None:
@@ -126,7 +132,7 @@ def _disk_bytes(path: bytes) -> int:
 
 
 def _read_whole(path: bytes, size: int) -> bytes:
-    """At most one byte more than `size`, enough to see that a file has grown."""
+    """At most one byte more than `size`, enough to see that a file is larger."""
     fd = os.open(path, _OPEN_FLAGS)
     try:
         stamp(fd)

@@ -23,6 +23,7 @@ from cvfs.cache.shards import count
 from cvfs.cache.space import Limits
 from cvfs.errors import CacheError, CacheFullError
 from cvfs.format.blob import digest
+from cvfs.limits import MAX_BLOB_BYTES
 from cvfs.model import BlobRef, Digest, Location
 from cvfs.pieces import Piece
 from tests.cache.disks import fill, needs_root, small_disk
@@ -432,6 +433,23 @@ def test_damaged_file_that_is_dropped_is_taken_off(cache: Cache) -> None:
     store(cache, 20)
     assert used(cache) == 10 * SIZE
     assert known(cache) - used(cache) < 2 * 4 * KIB
+
+
+@pytest.mark.parametrize("claimed", [0, SIZE - 1, SIZE + 1, 10 * SIZE])
+def test_file_is_not_dropped_because_somebody_claims_another_size(cache: Cache, claimed: int) -> None:
+    store(cache, 1)
+    assert cache.objects.load(digest(content(1)), claimed) is None
+    assert cache.objects.load(digest(content(1)), SIZE) == content(1)
+
+
+@pytest.mark.parametrize("size", [0, SIZE - 1, SIZE + 1, 2 * MAX_BLOB_BYTES])
+@pytest.mark.parametrize("claimed", [SIZE, SIZE - 1, SIZE + 1])
+def test_file_of_another_size_is_dropped_whatever_is_claimed(cache: Cache, size: int, claimed: int) -> None:
+    store(cache, 1)
+    path = cache.objects.path(digest(content(1)))
+    os.truncate(path, size)
+    assert cache.objects.load(digest(content(1)), claimed) is None
+    assert not os.path.exists(path)
 
 
 def test_what_is_there_is_not_stored_again(cache: Cache) -> None:

@@ -85,6 +85,23 @@ def test_false_content_id_is_refused_and_cannot_poison_the_cache(world: World, c
     assert len(world.data_requests()) == 2  # a page and a pack: nothing false was there to be taken
 
 
+@pytest.mark.parametrize("size", [1, 999, 1001])
+def test_false_size_is_refused_and_drops_nothing_that_others_use(world: World, crafted: Crafted, size: int) -> None:
+    honest = b"#!/bin/sh\n" * 100
+    pack = crafted.seal(honest + b"!")
+    manifest = crafted.manifest([file(b"lie", pack, digest(honest), size)])
+    world.publish({"tool": honest})
+    assert world.read(b"tool") == [honest]
+    [kept] = (world.cache / "objects").glob("??/*")
+
+    async def work(client: Client) -> None:
+        with pytest.raises(IntegrityError):
+            await client.read(b"lie")
+
+    run(world, manifest, work)
+    assert kept.read_bytes() == honest
+
+
 def test_false_chunk_id_is_refused_and_not_cached(world: World, crafted: Crafted) -> None:
     chunk, false = b"a" * 1000, b"b" * 1000
     pack = crafted.seal(false + chunk)
