@@ -8,12 +8,13 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from cvfs.cache.files import STAMP_S
 from cvfs.cache.leases import Leases
-from cvfs.cache.shards import SHARDS, CachedFile, disk_bytes, list_shard
+from cvfs.cache.shards import BLOCK_BYTES, SHARDS, CachedFile, list_shard
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +23,21 @@ _SAMPLE = 200
 
 _OF_SAMPLE = 4
 
+
+class Found(NamedTuple):
+    """What was evicted, in bytes on the disk; how many files stayed only because somebody has them open, or is about to
+    evict them."""
+
+    freed: int
+    in_use: int
+
+
 Keep = Callable[[int], Collection[bytes]]
 """The ids of one shard that must stay."""
 
 
-def evict(cache: Path, kinds: Sequence[str], need_bytes: int, keep: Keep, leases: Leases) -> Iterator[int]:
-    """Remove files of these kinds until `need_bytes` are free; yields what each step has freed.
+def evict(cache: Path, kinds: Sequence[str], need_bytes: int, keep: Keep, leases: Leases) -> Iterator[Found]:
+    """Remove files of these kinds until `need_bytes` are free; yields what each step has found.
 
     It ends early when nothing is left that may go. Files that somebody has open or mapped stay, as their space would
     not come back either.
@@ -38,18 +48,18 @@ def evict(cache: Path, kinds: Sequence[str], need_bytes: int, keep: Keep, leases
         for sample in _samples(cache, kinds, keep):
             step = _evict_oldest(sample, need_bytes, leases)
             yield step
-            freed += step
-            need_bytes -= step
+            freed += step.freed
+            need_bytes -= step.freed
             if need_bytes <= 0:
                 break
 
 
-def remove_all(cache: Path, kinds: Sequence[str], leases: Leases) -> Iterator[int]:
-    """Remove all files of these kinds; yields what that has freed of each shard: not the space of those that are open,
-    which comes back when they are closed."""
+def remove_all(cache: Path, kinds: Sequence[str], leases: Leases) -> Iterator[Found]:
+    """Remove all files of these kinds; yields what was found in each shard: the space of those that are in use comes
+    back when they are closed."""
     for number in range(SHARDS):
         files = [file for kind in kinds for file in list_shard(cache, kind, number)]
-        yield disk_bytes(file for file in files if _remove(file.path, leases, open_too=True))
+        yield all_found(_remove(file.path, leases, open_too=True) for file in files)
 
 
 def _samples(cache: Path, kinds: Sequence[str], keep: Keep) -> Iterator[list[CachedFile]]:
@@ -67,36 +77,45 @@ def _samples(cache: Path, kinds: Sequence[str], keep: Keep) -> Iterator[list[Cac
         yield sample
 
 
-def _evict_oldest(sample: list[CachedFile], need_bytes: int, leases: Leases) -> int:
+def _evict_oldest(sample: list[CachedFile], need_bytes: int, leases: Leases) -> Found:
     latest_s = time.time() + STAMP_S
 
     def last_use(file: CachedFile) -> float:
         return file.used_s if file.used_s <= latest_s else 0.0  # by a clock that was wrong: nothing is known
 
-    freed = 0
+    freed, in_use = 0, 0
     may_go = max(1, len(sample) // _OF_SAMPLE)
     for file in sorted(sample, key=last_use):
         if freed >= need_bytes or not may_go:
             break
-        if _remove(file.path, leases, open_too=False):
-            freed += file.disk_bytes
-            may_go -= 1
-    return freed
+        found = _remove(file.path, leases, open_too=False)
+        freed, in_use = freed + found.freed, in_use + found.in_use
+        may_go -= found.freed > 0
+    return Found(freed, in_use)
 
 
-def _remove(path: bytes, leases: Leases, *, open_too: bool) -> bool:
-    """Remove a file, if nobody has it open or `open_too`; whether that has freed its space."""
+def all_found(found: Iterable[Found]) -> Found:
+    """The sum of what was found in several places."""
+    steps = list(found)
+    return Found(sum(each.freed for each in steps), sum(each.in_use for each in steps))
+
+
+def _remove(path: bytes, leases: Leases, *, open_too: bool) -> Found:
+    """Remove a file, if nobody has it open or `open_too`. What it takes is asked for now: it may have grown."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except BlockingIOError:  # somebody else asks for it
+        return Found(0, 1)
     except OSError:
-        return False
+        return Found(0, 0)
     try:
         is_unused = leases.is_unused(fd)
+        size = os.fstat(fd).st_blocks * BLOCK_BYTES
         if is_unused or open_too:
             os.unlink(path)
-        return is_unused
+        return Found(size, 0) if is_unused else Found(0, 1)
     except OSError as error:
         log.debug("cannot evict %s: %s", os.fsdecode(path), error)
-        return False
+        return Found(0, 0)
     finally:
         os.close(fd)

@@ -4,16 +4,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from cvfs.cache.directory import CacheDirectory
 from cvfs.cache.leases import Leases
-from cvfs.cache.ledger import Ledger, Sums
+from cvfs.cache.ledger import Changer, Ledger, Sums
 from cvfs.cache.pins import Pins
 from cvfs.model import Digest
 
+if TYPE_CHECKING:
+    from cvfs.cache.eviction import Found
+
 _REST = 50
-"""After a search that found nothing, this times its duration none is made for what is to be stored: where all is
-pinned, open or needed, so much smaller than all work is the part that looks for room in vain."""
+"""After a search that found nothing, this times its duration none is made for what is to be stored, where that can do
+without: so much smaller than all work is the part that looks for room in vain."""
 
 
 class Evictor:
@@ -34,14 +38,17 @@ class Evictor:
 
     def evict(self, size: int, *, of_metadata: bool = False) -> int:
         """Evict `size` bytes of data, or of pages, or what there is; the bytes freed."""
-        if size <= 0:
-            return 0
+        return self.search(size, of_metadata=of_metadata).freed if size > 0 else 0
+
+    def search(self, size: int, *, of_metadata: bool = False, change: Changer | None = None) -> "Found":
+        """As `evict`; what was found. `change` is for who has locked the ledger (`Ledger.storing_after`)."""
         from cvfs.cache.eviction import evict
         from cvfs.cache.shards import DATA, METADATA
 
         keep = self._needed_of_shard() if of_metadata else self._pins.of_shard
         kinds = METADATA if of_metadata else DATA
-        return self._take_off(evict(self._path, kinds, size, keep, self._leases), of_metadata=of_metadata)
+        steps = evict(self._path, kinds, size, keep, self._leases)
+        return self._take_off(steps, change or self._ledger.change, of_metadata=of_metadata)
 
     def evict_to_store(self, size: int, *, of_metadata: bool = False) -> int:
         """As `evict`, for whoever is about to store; 0 soon after nothing was found."""
@@ -60,8 +67,10 @@ class Evictor:
         from cvfs.cache.eviction import remove_all
         from cvfs.cache.shards import DATA, METADATA
 
-        data = self._take_off(remove_all(self._path, DATA, self._leases), of_metadata=False)
-        return data + self._take_off(remove_all(self._path, METADATA, self._leases), of_metadata=True)
+        change = self._ledger.change
+        data = self._take_off(remove_all(self._path, DATA, self._leases), change, of_metadata=False)
+        pages = self._take_off(remove_all(self._path, METADATA, self._leases), change, of_metadata=True)
+        return data.freed + pages.freed
 
     def note_dropped(self, size: int, *, of_metadata: bool) -> None:
         """A damaged file was removed, by a reader who has no time: it is taken off the sums by `forget_dropped`."""
@@ -72,13 +81,16 @@ class Evictor:
             counts, size, of_metadata = self._dropped.popleft()
             self._ledger.change(partial(_without, counts, size, of_metadata))
 
-    def _take_off(self, steps: Iterable[int], *, of_metadata: bool) -> int:
-        """Take each step off the sums, unless they were counted anew since the one before. The bytes freed."""
-        total, counts = 0, self._ledger.read().counts
-        for freed in steps:
-            counts = self._ledger.change(partial(_without, counts, freed, of_metadata)).counts
-            total += freed
-        self.evicted_bytes += total
+    def _take_off(self, steps: "Iterable[Found]", change: Changer, *, of_metadata: bool) -> "Found":
+        """Take each step off the sums, unless they were counted anew since the one before; all that was found."""
+        from cvfs.cache.eviction import all_found
+
+        counts, found = self._ledger.read().counts, []
+        for step in steps:
+            found.append(step)
+            counts = change(partial(_without, counts, step.freed, of_metadata)).counts
+        total = all_found(found)
+        self.evicted_bytes += total.freed
         return total
 
     def _needed_of_shard(self) -> Callable[[int], Collection[bytes]]:

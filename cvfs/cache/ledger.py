@@ -19,6 +19,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,11 @@ _DEADLINE_S = 5.0
 """A change takes microseconds; a process that is stopped in the middle of one holds it forever."""
 
 _GATE_S = 1.0
-"""For how long the gate may be closed. To store a batch takes milliseconds, longer on a disk that is overloaded."""
+"""For how long the gate may be closed for a count. To store a batch takes milliseconds, longer on a disk that is
+overloaded."""
+
+_GATE_WAIT_S = 10.0
+"""For how long an open gate is waited for: others that have to be sure whether there is room may come before."""
 
 
 class Sums(NamedTuple):
@@ -88,6 +93,8 @@ class Sums(NamedTuple):
 
 
 Change = Callable[[Sums], Sums]
+Changer = Callable[[Change], Sums]
+"""Makes a change, with no other in between; the sums after it."""
 
 
 class Ledger:
@@ -119,18 +126,37 @@ class Ledger:
             return self._change(fd, change)
 
     @contextlib.contextmanager
-    def storing(self) -> Iterator[Callable[[Change], Sums]]:
+    def storing(self) -> Iterator[Changer]:
         """For as long as files are being stored: no recount begins. Gives what does the work of `change`."""
         with self._opened() as fd:
             try:
-                flock.wait_until_free(fd, _GATE, 2 * _GATE_S)
+                flock.wait_until_free(fd, _GATE, _GATE_WAIT_S)
                 flock.wait_lock(fd, _DEADLINE_S, shared=True)
             except OSError as error:
                 raise self._failed(error) from error
-            yield lambda change: self._change(fd, change)
+            yield partial(self._change, fd)
 
     @contextlib.contextmanager
-    def nobody_storing(self) -> Iterator[Callable[[Change], Sums]]:
+    def storing_after(self, decide: Callable[[Changer], None]) -> Iterator[Changer]:
+        """As `storing`; before, `decide` is called where nobody else stores. No other call may change the sums in it
+        but the one that it is given: locks may exclude each other within a process.
+
+        Raises CacheError: somebody does not end; and what `decide` raises.
+        """
+        with self._opened() as fd:
+            change = partial(self._change, fd)
+            try:
+                flock.wait_byte(fd, _GATE, _GATE_WAIT_S)
+                flock.wait_lock(fd, _DEADLINE_S)
+                decide(change)
+                flock.wait_lock(fd, shared=True)  # which lets go of it before, but nobody passes the gate
+                flock.unlock_byte(fd, _GATE)
+            except OSError as error:
+                raise self._failed(error) from error
+            yield change
+
+    @contextlib.contextmanager
+    def nobody_storing(self) -> Iterator[Changer]:
         """For a moment in which nothing is half stored; else as `storing`. Raises CacheError: somebody does not end."""
         with self._opened() as fd:
             try:
@@ -138,7 +164,7 @@ class Ledger:
                 flock.wait_lock(fd, _GATE_S)
             except OSError as error:
                 raise self._failed(error) from error
-            yield lambda change: self._change(fd, change)
+            yield partial(self._change, fd)
 
     def recount(self, count: Callable[[], tuple[int, int]]) -> Sums | None:
         """Have the files counted: `count()` gives the bytes of data and metadata. None if another process does it,
@@ -154,7 +180,7 @@ class Ledger:
             except CacheError:
                 return None
             data, metadata = count()
-            return self.change(lambda now: _recounted(before, now, data, metadata))
+            return self.change(lambda now: recounted(before, now, data, metadata))
 
     def _change(self, fd: int, change: Change) -> Sums:
         try:
@@ -206,26 +232,28 @@ def boot_id() -> bytes:
     return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip().replace("-", ""))
 
 
-def _recounted(before: Sums, now: Sums, data: int, metadata: int) -> Sums:
-    """The sums `now` after a count that began when they were `before`."""
+def recounted(before: Sums, now: Sums, data: int, metadata: int) -> Sums:
+    """The sums `now` after a count that began, where nothing was half stored, when they were `before`."""
     boot = boot_id()
-    may_be_right = before.is_known and now.is_known and before.boot == boot and before.counts == now.counts
-    added_data, added_metadata = now.added_data - before.added_data, now.added_metadata - before.added_metadata
+    is_usable = now.is_known and now.boot == boot
+    was_usable = is_usable and before.is_known and before.boot == boot and before.counts == now.counts
+    was_counted = is_usable and before.counts < now.counts
+
+    def bound(before: int, now: int, counted: int, added: int) -> int:
+        """The lower of two upper bounds, unless more was found than the sums would allow: then they were wrong. Not
+        those that another has counted meanwhile."""
+        added = max(0, added)
+        if was_counted or (was_usable and counted <= before + added):
+            return min(now, counted + added)
+        return counted + added
+
     return now._replace(
-        data=_bound(may_be_right, before.data, now.data, data, added_data),
-        metadata=_bound(may_be_right, before.metadata, now.metadata, metadata, added_metadata),
+        data=bound(before.data, now.data, data, now.added_data - before.added_data),
+        metadata=bound(before.metadata, now.metadata, metadata, now.added_metadata - before.added_metadata),
         counts=now.counts + 1,
         counted_s=time.time(),
         boot=boot,
     )
-
-
-def _bound(may_be_right: bool, before: int, now: int, counted: int, added: int) -> int:
-    """The lower of two upper bounds, unless more was found than the sums would allow: then they were wrong."""
-    added = max(0, added)
-    if may_be_right and counted <= before + added:
-        return min(now, counted + added)
-    return counted + added
 
 
 def _encode(sums: Sums) -> bytes:

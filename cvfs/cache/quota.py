@@ -15,22 +15,15 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
+from cvfs.cache.admission import HASTE, Admission, slack
 from cvfs.cache.directory import CacheDirectory
 from cvfs.cache.evictor import Evictor
 from cvfs.cache.files import remove_leftovers
-from cvfs.cache.ledger import KINDS, Change, Ledger, Sums, boot_id
+from cvfs.cache.ledger import KINDS, Changer, Ledger, Sums, boot_id
 from cvfs.cache.pins import Pins
 from cvfs.cache.space import Disk, Limits, Space
 from cvfs.errors import CacheError, CacheFullError
 from cvfs.model import Digest
-
-_SLACK_PART = 64
-_MAX_SLACK_BYTES = 64 << 20
-"""So much, and at most this part of the cache, is evicted beyond what is needed, so as not to do it again for each
-pack."""
-
-_HASTE = 4
-"""While the disk lacks free space, this times what is stored is evicted."""
 
 _GIVE_WAY_PART = 8
 """Of the cache, at most, that gives way to others on the disk each time that `maintain` is called."""
@@ -67,21 +60,9 @@ class Reservation:
         try:
             write()
         except CacheFullError:
-            self._evictor.evict_to_store(_HASTE * on_disk)
+            self._evictor.evict_to_store(HASTE * on_disk)
             write()
         self.left -= on_disk
-
-
-class _Want(NamedTuple):
-    """What shall be stored, and what has to be evicted for it because the disk lacks space."""
-
-    data: int
-    metadata: int
-    disk_lack: int
-
-    @property
-    def size(self) -> int:
-        return self.data + self.metadata
 
 
 class Quota:
@@ -96,6 +77,7 @@ class Quota:
         self.ledger = Ledger(directory)
         self.pins = Pins(directory)
         self.evictor = Evictor(directory, self.ledger, self.pins, needed)
+        self._admission = Admission(directory, self._disk, self.ledger, self.evictor)
 
     @contextlib.contextmanager
     def reserve(self, data: Sequence[int] = (), metadata: Sequence[int] = ()) -> Iterator[Reservation]:
@@ -162,38 +144,19 @@ class Quota:
         """Remove all that is stored; see `Evictor.wipe`."""
         return self.evictor.wipe()
 
-    def _reserve(self, storing: contextlib.ExitStack, data: int, metadata: int) -> Callable[[Change], Sums]:
+    def _reserve(self, storing: contextlib.ExitStack, data: int, metadata: int) -> Changer:
         """Add to the sums what will be stored, once there is room. `storing` ends when it has been."""
         self.evictor.forget_dropped()
-        space, sums = self._disk.space(), self.ledger.read()
-        disk_lack = self._disk.lack(space, sums.total, data + metadata)
-        want = _Want(data, metadata, min(disk_lack, _HASTE * (data + metadata)))
         if metadata:
-            self._bound_pages(space, sums.metadata + metadata)
-        freed = 0
-        while True:
-            change = storing.enter_context(self.ledger.storing())
-            sums, lack = _take(change, want, space.limit, freed)
-            if lack <= 0:
-                return change
-            storing.close()
-            freed += self._make_room(want, sums, lack, space.limit)
-
-    def _make_room(self, want: _Want, sums: Sums, lack: int, limit: int) -> int:
-        """Evict what is lacking, and some more; the bytes freed, 0 if there is another chance after a recount."""
-        freed = 0
-        if want.size <= limit:
-            freed = self.evictor.evict_to_store(lack + min(sums.total // _SLACK_PART, _MAX_SLACK_BYTES))
-        if not freed and (sums.is_known or self.recount() is None):
-            raise CacheFullError(f"no room for {want.size} bytes more in the cache {self._directory.path}")
-        return freed
+            self._bound_pages(self._disk.space(), self.ledger.read().metadata + metadata)
+        return self._admission.admit(storing, data, metadata)
 
     def _bound_pages(self, space: Space, metadata: int) -> None:
         """Have pages within their bound where they would be `metadata` bytes, as far as they are not needed."""
         bound = space.metadata_limit
         excess = metadata - bound
         if excess > 0:
-            self.evictor.evict_to_store(excess + min(bound // _SLACK_PART, _MAX_SLACK_BYTES), of_metadata=True)
+            self.evictor.evict_to_store(excess + slack(bound), of_metadata=True)
 
     def _is_plausible(self, sums: Sums) -> bool:
         """Whether the sums can be believed: they are not old, and a sample of the files does not speak against it."""
@@ -205,17 +168,3 @@ class Quota:
         sampled = sum(disk_bytes(list_shard(self._directory.path, kind, each)) for kind in KINDS for each in numbers)
         estimate = sampled * SHARDS // _SAMPLED_SHARDS
         return abs(estimate - sums.total) <= max(estimate, sums.total) // 2 + _TOLERATED_BYTES
-
-
-def _take(change: Callable[[Change], Sums], want: _Want, limit: int, freed: int) -> tuple[Sums, int]:
-    """The sums, with what is wanted if there is room for it; and how much has to be evicted else."""
-    lack = 0
-
-    def take(sums: Sums) -> Sums:
-        nonlocal lack
-        # What was not counted is taken to be at its limit: as much goes as comes.
-        over = sums.total + want.size - limit if sums.is_known else want.size - freed
-        lack = max(over, want.disk_lack - freed)
-        return sums if lack > 0 else sums.plus(want.data, want.metadata)
-
-    return change(take), lack

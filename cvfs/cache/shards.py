@@ -14,7 +14,7 @@ from cvfs.model import DIGEST_SIZE, Digest
 SHARDS = 256
 DATA = ("objects", "large", "packs")
 METADATA = ("blobs",)
-_BLOCK_BYTES = 512
+BLOCK_BYTES = 512
 """What st_blocks counts in, whatever the file system's own blocks are."""
 
 
@@ -61,7 +61,7 @@ def file_bytes(directory: Path) -> int:
         for entry in entries:
             with contextlib.suppress(OSError):
                 status = entry.stat(follow_symlinks=False)
-                found += status.st_blocks * _BLOCK_BYTES if stat.S_ISREG(status.st_mode) else 0
+                found += status.st_blocks * BLOCK_BYTES if stat.S_ISREG(status.st_mode) else 0
     return found
 
 
@@ -73,4 +73,4 @@ def _cached_file(entry: "os.DirEntry[bytes]", first: bytes) -> CachedFile | None
         return None
     if len(name) != DIGEST_SIZE or not stat.S_ISREG(status.st_mode):
         return None
-    return CachedFile(entry.path, Digest(name), status.st_size, status.st_blocks * _BLOCK_BYTES, status.st_mtime)
+    return CachedFile(entry.path, Digest(name), status.st_size, status.st_blocks * BLOCK_BYTES, status.st_mtime)

@@ -185,7 +185,7 @@ def test_where_all_is_pinned_nothing_more_is_stored(cache: Cache) -> None:
 def test_where_nothing_may_go_nobody_looks_for_it_again_at_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole cache would be listed for each pack that is read."""
     now = [1000.0]
-    monkeypatch.setattr("cvfs.cache.evictor.time.monotonic", lambda: now.__setitem__(0, now[0] + 0.1) or now[0])
+    monkeypatch.setattr("cvfs.cache.admission.time.monotonic", lambda: now.__setitem__(0, now[0] + 0.1) or now[0])
     store(cache, *range(64))
     cache.quota.pins.put("repository", b"", [digest(content(number)) for number in range(64)], {})
     listed = []
@@ -194,9 +194,9 @@ def test_where_nothing_may_go_nobody_looks_for_it_again_at_once(cache: Cache, mo
     for number in (100, 101):
         with pytest.raises(CacheFullError):
             store(cache, number)
-    assert len(listed) == 3 * 256, "objects, large files and packs, once"
+    assert len(listed) == 2 * 3 * 256, "objects, large files and packs, once beside others and once where nobody else stores"
     assert cache.quota.pins.remove("repository", b"")
-    now[0] += 10
+    now[0] += 1000
     store(cache, 102)
     assert has(cache, 102)
 
@@ -615,9 +615,9 @@ cache.close()
 """
 
 
-def worker(path: Path, seed: int, rounds: int) -> "subprocess.Popen[bytes]":
-    """Stores objects of its own, chosen at random."""
-    line = [sys.executable, "-c", _WORK, *map(str, (path, seed, rounds, LIMIT, SIZE))]
+def worker(path: Path, seed: int, rounds: int, size: int = SIZE) -> "subprocess.Popen[bytes]":
+    """Stores objects of its own, chosen at random, four at a time."""
+    line = [sys.executable, "-c", _WORK, *map(str, (path, seed, rounds, LIMIT, size))]
     return subprocess.Popen(line, env=environment())
 
 
