@@ -194,7 +194,7 @@ def test_where_nothing_may_go_nobody_looks_for_it_again_at_once(cache: Cache, mo
     for number in (100, 101):
         with pytest.raises(CacheFullError):
             store(cache, number)
-    assert len(listed) == 2 * 3 * 256, "objects, large files and packs, once beside others and once where nobody else stores"
+    assert len(listed) == 2 * 3 * 256, "objects, large files, packs: once beside others, once where nobody else stores"
     assert cache.quota.pins.remove("repository", b"")
     now[0] += 1000
     store(cache, 102)
