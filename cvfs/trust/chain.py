@@ -8,12 +8,12 @@ from typing import Any
 
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError
 from tuf.api.metadata import Metadata, Root
-from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from cvfs.errors import ConfigError, ExpiredError, StatusError, TrustError
 from cvfs.limits import MAX_MANIFEST_BYTES
 from cvfs.trust import names
 from cvfs.trust.targets import find_target
+from cvfs.trust.updater import FetcherInterface, Updater, UpdaterConfig
 from cvfs.trust.values import Bundle, Chain, root_id
 
 Fetch = Callable[[str, int], bytes]

@@ -138,9 +138,33 @@ def test_the_time_is_the_callers(world: World) -> None:
         follow(known, world.publisher.store.get_metadata, expires + 1)
 
 
-def test_nothing_of_tuf_is_imported_where_there_is_no_news(tmp_path: Path) -> None:
+def _printed_by(code: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    return subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+
+
+def test_nothing_of_tuf_is_imported_where_there_is_no_news() -> None:
     code = (
         "import sys, cvfs.heads, cvfs.mount.client; print([m for m in ('tuf', 'securesystemslib') if m in sys.modules])"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == "[]\n"
+    assert _printed_by(code) == "[]\n"
+
+
+_IMPORTED = "import sys, cvfs.trust.chain; print([m for m in ('urllib3', 'http.client', 'ssl') if m in sys.modules])"
+
+
+def test_nothing_of_tufs_own_network_is_imported() -> None:
+    assert _printed_by(_IMPORTED) == "[]\n"
+
+
+def test_a_tuf_that_wants_more_of_its_network_gets_it() -> None:
+    """As if the stand-in lacked a name."""
+    code = f"""
+import types, tuf.api.metadata
+class Empty:
+    __dict__ = property(lambda self: {{}})
+    def __init__(self, name): pass
+types.ModuleType = Empty
+{_IMPORTED}
+"""
+    assert _printed_by(code) == "['urllib3', 'http.client', 'ssl']\n"
