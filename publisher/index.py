@@ -22,7 +22,7 @@ from cvfs.format.codec import decoder_of, encode
 from cvfs.model import BlobRef, Content, Digest
 from publisher.turns import Waiting, take_turn
 
-_VERSION = b"1"
+_VERSION = b"2"
 """Of the layout below. A directory of another version is thrown away."""
 
 _MAP_BYTES = 1 << 38
@@ -34,7 +34,7 @@ _MAX_HELD = 50_000
 _SAVE_S = 60.0
 """How much work a kill may cost. A save takes one write to the disk."""
 
-_NAMES = (b"meta", b"objects", b"large", b"chunks", b"packs", b"numbers", b"pages", b"files")
+_NAMES = (b"meta", b"objects", b"large", b"chunks", b"packs", b"numbers", b"pages", b"files", b"trees")
 _PIECE = struct.Struct("<III")
 _NUMBER = struct.Struct("<I")
 _REF = decoder_of(BlobRef)
@@ -77,6 +77,17 @@ class _Session:
 
     def delete(self, table: bytes, key: bytes) -> bool:
         return bool(self._transaction.delete(key, db=self._tables[table]))
+
+    def items(self, table: bytes) -> list[tuple[bytes, bytes]]:
+        with self._transaction.cursor(self._tables[table]) as cursor:
+            return [(bytes(key), bytes(value)) for key, value in cursor]
+
+    def delete_below(self, table: bytes, prefix: bytes) -> None:
+        """Delete all whose keys begin with `prefix`."""
+        with self._transaction.cursor(self._tables[table]) as cursor:
+            cursor.set_range(prefix)
+            while bytes(cursor.key()[: len(prefix)]) == prefix:
+                cursor.delete()  # and go on to the next
 
     def count(self, table: bytes) -> int:
         entries: int = self._transaction.stat(self._tables[table])["entries"]
@@ -261,6 +272,22 @@ class Index:
     def drop_files(self, key: bytes) -> bool:
         return self._session.delete(b"files", key)
 
+    def trees(self) -> list[tuple[bytes, bytes]]:
+        """The trees that files are kept of: keys, and what was put of them."""
+        return self._session.items(b"trees")
+
+    def find_tree(self, key: bytes) -> bytes | None:
+        value = self._session.get(b"trees", key)
+        return None if value is None else bytes(value)
+
+    def put_tree(self, key: bytes, value: bytes) -> None:
+        self._session.put(b"trees", key, value)
+
+    def drop_tree(self, key: bytes) -> None:
+        """Forget a tree, and its files: what is kept under keys that begin with its key."""
+        self._session.delete_below(b"files", key)
+        self._session.delete(b"trees", key)
+
     @property
     def covered(self) -> tuple[BlobRef, int] | None:
         """The root page and its level of the newest tree all of whose contents are in here."""
@@ -343,9 +370,11 @@ def _open(path: Path) -> lmdb.Environment:
         if (path / "data.mdb").stat().st_size < (info["last_pgno"] + 1) * page_bytes and info["last_pgno"] > 1:
             raise lmdb.CorruptedError("truncated")  # Reading beyond its end would be a SIGBUS.
         with environment.begin(write=True) as transaction:
-            if transaction.get(b"version", _VERSION) != _VERSION:
+            version = transaction.get(b"version")
+            if version is None:
+                transaction.put(b"version", _VERSION)
+            elif version != _VERSION:
                 raise lmdb.VersionMismatchError("another layout")
-            transaction.put(b"version", _VERSION)
     except BaseException:
         environment.close()
         raise

@@ -14,6 +14,7 @@ from cvfs.format.blob import DEFAULT_LEVEL
 from cvfs.format.manifest import check_message
 from cvfs.format.tree import Root, Tree, build, diff, edit
 from cvfs.model import NO_CONTENT, BlobRef, Entry, Manifest, Record, split
+from publisher.forget import forget_trees, note_tree
 from publisher.graft import upserts
 from publisher.head import Head, Signers, advance, keys_of, next_manifest, online_signers, read_head, read_own_head
 from publisher.heap import own_memory
@@ -114,14 +115,17 @@ def _publish(
     source = SourceTree(tree, options.excluded)
     try:
         with open_index(state, store.has_blob, watch.wait, keep=not options.is_dry_run) as index:
+            note_tree(index, os.fsencode(source.path), now_s)
             made = _Publication(store, head.manifest, source, index, options, published_s).make(watch)
             # After a rollback, clients have to see signatures with higher versions, whatever has changed.
             is_published = (made.is_any or head.passed_over > 0) and not options.is_dry_run
             if is_published:
                 manifest = next_manifest(head, made.root, published_s, options.message)
                 memory.keep(advance(store, head, manifest, signers, now_s), watch.warn)
-                with suppress(*BROKEN):  # It is published; what is not remembered is only found out again.
+            with suppress(*BROKEN):  # It is published; what is not remembered is only found out again.
+                if is_published:
                     index.set_covered(made.root.page, made.root.level)
+                forget_trees(index, now_s)
     finally:
         source.close()
     return Report(

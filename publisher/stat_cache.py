@@ -19,6 +19,10 @@ _COARSE_SETTLED_NS = 2_100_000_000
 """The same where time stamps are whole seconds, as on some network file systems (2 s on FAT)."""
 
 
+_TREE_KEY_BYTES = 8
+_DIRECTORY_KEY_BYTES = 16
+
+
 class Known(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An entry, and the status of the file at the time it was made."""
 
@@ -29,6 +33,11 @@ class Known(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 _KNOWN = decoder_of(list[Known])
+
+
+def tree_key(path: bytes) -> bytes:
+    """What the keys of all that is kept of a tree begin with."""
+    return digest(path)[:_TREE_KEY_BYTES]
 
 
 def is_settled(status: os.stat_result, seen_ns: int) -> bool:
@@ -56,7 +65,7 @@ class StatCache:
 
     def __init__(self, index: Index, tree: bytes) -> None:
         self._index = index
-        self._tree = digest(tree)
+        self._tree = tree_key(tree)
 
     def directory(self, path: bytes) -> "KnownDirectory":
         return KnownDirectory(lambda run: self._find(path, run))
@@ -72,7 +81,7 @@ class StatCache:
             run += 1
 
     def _key(self, directory: bytes, run: int) -> bytes:
-        return digest(self._tree + directory)[:24] + run.to_bytes(4, "big")
+        return self._tree + digest(directory)[:_DIRECTORY_KEY_BYTES] + run.to_bytes(4, "big")
 
 
 class KnownDirectory:
