@@ -160,6 +160,7 @@ def publish_command(
       cvfs-publisher publish /srv/software build/ --at tools/gcc/14.2 --exclude '*.o'
     """
     from publisher.head import read_head
+    from publisher.keys import default_keys
     from publisher.publish import Options, publish
     from publisher.summary import summary
     from publisher.threads import usable_cpus
@@ -167,9 +168,10 @@ def publish_command(
     opened = open_store(store)
     excluded, threads = exclusion(exclude), workers or usable_cpus()
     options = Options(parse_path(at), level, message, dry_run, accept_rollback, excluded, threads, made_s())
-    kept = state or state_directory(store, read_head(opened).manifest.repository)
+    repository = read_head(opened).manifest.repository
+    kept = state or state_directory(store, repository)
     check_apart(tree, {"store": opened.path, "state directory": kept})
-    keys = None if dry_run else find_keys(opened, keys_dir)
+    keys = None if dry_run else find_keys(opened, keys_dir or default_keys(repository))
     if keys is not None:
         check_apart(tree, {"key directory": keys.directory})
         keys.unlock()
