@@ -40,6 +40,7 @@ class DirectoryStore:
         self.location = str(path)
         self._root = os.fspath(path)
         self._numbers = itertools.count()
+        self._locked: int | None = None
 
     def has_blob(self, ref: BlobRef) -> bool:
         try:
@@ -138,7 +139,14 @@ class DirectoryStore:
 
     def sync(self) -> None:
         try:
-            _sync_file_system(self._root)
+            if self._locked is not None:
+                # Open since before the first blob, so that it learns of each that the disk has refused meanwhile.
+                return _sync_file_system(self._locked)
+            descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                _sync_file_system(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise self._error("cannot write", error) from error
 
@@ -152,8 +160,10 @@ class DirectoryStore:
         try:
             self._take_turn(descriptor, waiting)
             self._remove_temporary_files()
+            self._locked = descriptor
             yield
         finally:
+            self._locked = None
             os.close(descriptor)
 
     def _take_turn(self, descriptor: int, waiting: Waiting | None) -> None:
@@ -279,16 +289,14 @@ def _begin_write_back(descriptor: int) -> None:
         sync_file_range(descriptor, whole, whole, _SYNC_FILE_RANGE_WRITE)
 
 
-def _sync_file_system(path: str) -> None:
-    """syncfs(2), which Python lacks: one call for all new files. Elsewhere than on Linux, sync(2)."""
+def _sync_file_system(descriptor: int) -> None:
+    """syncfs(2), which Python lacks: one call for all new files. Elsewhere than on Linux, sync(2).
+
+    It raises OSError also for what the disk refused before, but since `descriptor` was opened at the latest.
+    """
     syncfs = getattr(_libc, "syncfs", None)
     if syncfs is None:
         os.sync()
-        return
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if syncfs(descriptor) != 0:
-            number = ctypes.get_errno() or errno.EIO
-            raise OSError(number, os.strerror(number))
-    finally:
-        os.close(descriptor)
+    elif syncfs(descriptor) != 0:
+        number = ctypes.get_errno() or errno.EIO
+        raise OSError(number, os.strerror(number))

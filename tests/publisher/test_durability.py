@@ -1,13 +1,17 @@
 """When what is published reaches the disk: packs on their way early, all of it before the head."""
 
+import ctypes
+import errno
 import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from cvfs.errors import StoreError
 from publisher.store import directory
 from tests.publisher.stores import Store
 from tests.trees import File, make_tree, snapshot
@@ -34,9 +38,9 @@ def test_packs_are_begun_before_all_is_waited_for(store: Store, tree: Path, monk
         assert os.fstat(descriptor).st_size >= 4 * MIB
         original_begin(descriptor)
 
-    def sync(path: str) -> None:
+    def sync(descriptor: int) -> None:
         events.append("sync")
-        original_sync(path)
+        original_sync(descriptor)
 
     def rename(source: str, target: str) -> None:
         events.append("head" if target.endswith("timestamp.json") else "blob")
@@ -59,3 +63,32 @@ def test_where_it_cannot_be_begun(
     monkeypatch.setattr(directory, "_libc", SimpleNamespace(sync_file_range=answer, syncfs=directory._libc.syncfs))
     assert store.publish(tree).is_published
     assert store.snapshot() == snapshot(tree, count_links=True)
+
+
+def _path_of(descriptor: int) -> str:
+    return os.readlink(f"/proc/self/fd/{descriptor}")
+
+
+def test_what_the_disk_refused_early_is_an_error(store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells it once to each descriptor that was open then, and to none that was opened later."""
+
+    def begin(*_: object) -> int:
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):  # that of the listing itself
+                told.add((int(name), _path_of(int(name))))
+        return 0
+
+    def syncfs(descriptor: int) -> int:
+        assert os.fstat(descriptor).st_dev == os.stat(store.path / "data").st_dev
+        ctypes.set_errno(errno.EIO)
+        return -1 if (descriptor, _path_of(descriptor)) in told else 0
+
+    told: set[tuple[int, str]] = set()
+    before = store.head
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "_libc", SimpleNamespace(sync_file_range=begin, syncfs=syncfs))
+        with pytest.raises(StoreError, match=r"cannot write the store .*: Input/output error"):
+            store.publish(tree)
+    assert told
+    assert store.head == before
+    assert store.publish(tree).is_published
