@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import mmap
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cvfs.cache.shards import count
+from tests import kernel_caches
 from tests.command import Command, wait_until
 from tests.e2e.host import NAME, Server, Store, trust
 from tests.e2e.zoo import content
@@ -249,7 +251,7 @@ def test_what_is_not_content_is_begun_anew(scene: Scene, damage: Damage | str, m
 def test_gc_shrinks_and_wipe_empties_while_files_are_read(scene: Scene) -> None:
     scene.read_all()
     with contextlib.ExitStack() as held:
-        files = {name: held.enter_context((scene.mnt / name).open("rb")) for name in FILES}
+        files = {name: held.enter_context((scene.mnt / name).open("rb")) for name in SMALL}
         assert scene.cvfs.ok("cache", "gc") == b"0 bytes freed, %s left\n" % terminal_size(scene).encode()
         scene.cvfs.ok("cache", "gc", "--to", "3 MiB", "--quiet")
         assert 0 < used(scene) <= 3 * MIB
@@ -258,10 +260,36 @@ def test_gc_shrinks_and_wipe_empties_while_files_are_read(scene: Scene) -> None:
         assert b"freed" in scene.cvfs.ok("cache", "wipe", "--yes")
         assert used(scene) == 0
         for name, file in files.items():
-            assert file.read() == FILES[name]
+            assert file.read() == SMALL[name]
     scene.remount()
     scene.read_all()
     assert used(scene) > LARGE
+
+
+@pytest.mark.parametrize("are_files", [True, False])
+def test_what_users_have_open_stays(scene: Scene, are_files: bool) -> None:
+    """By a descriptor, or mapped and closed; also in packs, and also if the server is gone by then."""
+    scene.cvfs.ok("cache", "wipe", "--yes")
+    scene.remount()
+    scene.read_all()
+    if are_files:
+        scene.explode_all()
+    kernel_caches.drop()
+    opened, mapped, large = "dir0/small0", "dir1/small1", "large/two"
+    with contextlib.ExitStack() as held:
+        files = {name: held.enter_context((scene.mnt / name).open("rb")) for name in (opened, large)}
+        with (scene.mnt / mapped).open("rb") as file:
+            files[mapped] = held.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        assert "in use" in scene.cvfs.refused("cache", "gc", "--to", "0")
+        assert [path.stat().st_size for path in scene.files("large")] == [len(FILES[large])]
+        assert len(scene.files("objects")) == (2 if are_files else 0)
+        kernel_caches.drop()
+        scene.server.close()
+        try:
+            assert {name: file.read() for name, file in files.items()} == {name: FILES[name] for name in files}
+        finally:
+            scene.server = Server(scene.store.path, scene.mnt.parent, scene.server.port)
+    wait_until(lambda: scene.cvfs("cache", "gc", "--to", "0") and not scene.files("objects") + scene.files("packs"))
 
 
 def used(scene: Scene) -> int:

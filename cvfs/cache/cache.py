@@ -1,5 +1,6 @@
 """The cache as the fetcher sees it."""
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from cvfs.cache.files import DigestFiles
 from cvfs.cache.index import InodeIndex
 from cvfs.cache.large import LargeFiles
 from cvfs.cache.locks import BlobLocks
+from cvfs.cache.opened import OpenFiles, ids_at
 from cvfs.cache.quota import Quota
 from cvfs.cache.space import Limits
 from cvfs.model import Digest
@@ -21,6 +23,7 @@ class Cache:
 
     def __init__(self, path: Path, limits: Limits = NO_LIMITS) -> None:
         self.directory = CacheDirectory(path)
+        self._open_files: OpenFiles | None = None
         self.quota = Quota(self.directory, limits, self._needed)
         self.index = InodeIndex(self.directory, self.quota.evictor.evict)
         dropped = self.quota.evictor.note_dropped
@@ -32,6 +35,7 @@ class Cache:
         """Stored pages and manifests, by blob id."""
         self.large = LargeFiles(self.directory)
         self.locks = BlobLocks(self.directory)
+        self._open_files = OpenFiles(self.index.find, partial(ids_at, self.blobs))
 
     def store_blob(self, name: Digest, stored: bytes) -> None:
         """Put a verified page or manifest there, within the limit. Raises CacheError."""
@@ -45,9 +49,12 @@ class Cache:
         with self.quota.reserve([len(stored)]) as reservation:
             reservation.fill(len(stored), lambda: self.packs.store(name, stored))
 
-    def _needed(self) -> set[Digest]:
-        """Pages that must stay. The index itself comes after the quota: it has room made."""
-        return self.index.pages()
+    def _needed(self, of_metadata: bool) -> Collection[bytes]:
+        """What must not be evicted: pages that the index names, content that users have open. The index itself comes
+        after the quota: it has room made."""
+        if self._open_files is None:
+            return ()
+        return self.index.pages() if of_metadata else self._open_files.ids()
 
     def close(self) -> None:
         self.index.close()

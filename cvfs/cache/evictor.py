@@ -10,7 +10,6 @@ from cvfs.cache.directory import CacheDirectory
 from cvfs.cache.leases import Leases
 from cvfs.cache.ledger import Changer, Ledger, Sums
 from cvfs.cache.pins import Pins
-from cvfs.model import Digest
 
 if TYPE_CHECKING:
     from cvfs.cache.eviction import Found
@@ -21,13 +20,14 @@ without: so much smaller than all work is the part that looks for room in vain."
 
 
 class Evictor:
-    """Of one cache directory. From any thread. `needed()` are pages that must not be evicted.
+    """Of one cache directory. From any thread. Beside what is pinned, `needed(of_metadata)` must not be evicted: pages,
+    or content.
 
     All methods but `note_dropped` raise CacheError: the disk fails.
     """
 
     def __init__(
-        self, directory: CacheDirectory, ledger: Ledger, pins: Pins, needed: Callable[[], Collection[Digest]]
+        self, directory: CacheDirectory, ledger: Ledger, pins: Pins, needed: Callable[[bool], Collection[bytes]]
     ) -> None:
         self._path, self._ledger, self._pins, self._needed = directory.path, ledger, pins, needed
         self._leases = Leases(directory.path)
@@ -45,9 +45,8 @@ class Evictor:
         from cvfs.cache.eviction import evict
         from cvfs.cache.shards import DATA, METADATA
 
-        keep = self._needed_of_shard() if of_metadata else self._pins.of_shard
         kinds = METADATA if of_metadata else DATA
-        steps = evict(self._path, kinds, size, keep, self._leases)
+        steps = evict(self._path, kinds, size, self._kept_of_shard(of_metadata), self._leases)
         return self._take_off(steps, change or self._ledger.change, of_metadata=of_metadata)
 
     def evict_to_store(self, size: int, *, of_metadata: bool = False) -> int:
@@ -93,8 +92,8 @@ class Evictor:
         self.evicted_bytes += total.freed
         return total
 
-    def _needed_of_shard(self) -> Callable[[int], Collection[bytes]]:
-        needed = self._needed()
+    def _kept_of_shard(self, of_metadata: bool) -> Callable[[int], Collection[bytes]]:
+        needed = self._needed(of_metadata)
         return lambda number: self._pins.of_shard(number).union(needed)
 
 

@@ -23,7 +23,6 @@ from cvfs.cache.ledger import KINDS, Changer, Ledger, Sums, boot_id
 from cvfs.cache.pins import Pins
 from cvfs.cache.space import Disk, Limits, Space
 from cvfs.errors import CacheError, CacheFullError
-from cvfs.model import Digest
 
 _GIVE_WAY_PART = 8
 """Of the cache, at most, that gives way to others on the disk each time that `maintain` is called."""
@@ -66,12 +65,12 @@ class Reservation:
 
 
 class Quota:
-    """The limit of one cache directory. From any thread. `needed()` are pages that must not be evicted.
+    """The limit of one cache directory. From any thread. `needed(of_metadata)` is what must not be evicted.
 
     All methods raise CacheError if the disk fails.
     """
 
-    def __init__(self, directory: CacheDirectory, limits: Limits, needed: Callable[[], Collection[Digest]]) -> None:
+    def __init__(self, directory: CacheDirectory, limits: Limits, needed: Callable[[bool], Collection[bytes]]) -> None:
         self._directory = directory
         self._disk = Disk(directory, limits)
         self.ledger = Ledger(directory)
