@@ -349,14 +349,16 @@ def test_what_is_stored_or_evicted_during_a_recount_is_not_lost(cache: Cache) ->
 
 def test_eviction_that_spans_a_recount_is_not_taken_off_twice(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     store(cache, *range(64))
-    remove = os.unlink
+    remove = eviction._remove
 
-    def counted_meanwhile(path: bytes) -> None:
-        remove(path)
-        monkeypatch.setattr(os, "unlink", remove)
-        cache.quota.recount()
+    def counted_meanwhile(path: bytes, leases: Leases, *, open_too: bool) -> eviction.Found:
+        found = remove(path, leases, open_too=open_too)
+        if found.freed:
+            monkeypatch.setattr(eviction, "_remove", remove)
+            cache.quota.recount()
+        return found
 
-    monkeypatch.setattr(os, "unlink", counted_meanwhile)
+    monkeypatch.setattr(eviction, "_remove", counted_meanwhile)
     cache.quota.evictor.evict(SIZE)
     assert known(cache) == used(cache) == 63 * SIZE
 
@@ -410,14 +412,16 @@ def test_eviction_goes_on_being_taken_off_after_a_recount(cache: Cache, monkeypa
     """But for the step in which it happened."""
     monkeypatch.setattr("cvfs.cache.eviction._SAMPLE", 1)
     store(cache, *range(64))
-    remove = os.unlink
+    remove = eviction._remove
 
-    def counted_meanwhile(path: bytes) -> None:
-        monkeypatch.setattr(os, "unlink", remove)
+    def counted_meanwhile(path: bytes, leases: Leases, *, open_too: bool) -> eviction.Found:
         cache.quota.recount()
-        remove(path)
+        found = remove(path, leases, open_too=open_too)
+        if found.freed:
+            monkeypatch.setattr(eviction, "_remove", remove)
+        return found
 
-    monkeypatch.setattr(os, "unlink", counted_meanwhile)
+    monkeypatch.setattr(eviction, "_remove", counted_meanwhile)
     cache.quota.evictor.evict(20 * SIZE)
     assert used(cache) == 44 * SIZE
     assert known(cache) == 45 * SIZE
