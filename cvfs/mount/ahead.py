@@ -2,12 +2,15 @@
 
 One process becomes two: the *command*, which reads options and settings, and the *server*, which meanwhile imports what
 will serve the mount, and waits for the command to say what is to be mounted. With the channel the server is the
-supervisor, and forks the template first of all; with pyfuse3 it serves by itself. In the background the server is a
-child of the command, in the foreground it is the process that was started, so that a service manager knows it.
+supervisor, and forks the template before it imports anything: that has most to import, and all others wait for it. With
+pyfuse3 the server serves by itself. In the background it is a child of the command, in the foreground it is the process
+that was started, so that a service manager knows it.
 
 Imports as little as can be: all that stands here is paid for before anything can be done at once.
 """
 
+import contextlib
+import gc
 import os
 import signal
 import socket
@@ -16,6 +19,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cvfs.fuse import link
+from cvfs.fuse.release import choose_engine
+from cvfs.mount.template import fork_template
 
 
 class Ahead:
@@ -50,6 +55,9 @@ def begin(arguments: Sequence[str]) -> Ahead | None:
     """
     if {"-h", "--help"} & {*arguments}:
         return None
+    # In all processes, until each has what it needs: imports make no garbage, and looking for it costs them a tenth of
+    # their time.
+    gc.disable()
     engine, foreground = engine_in(arguments), any(map(is_foreground, arguments))
     ours, theirs = link.pair()
     child = os.fork()
@@ -80,11 +88,23 @@ def _serve(engine: str, connection: socket.socket, command: int | None) -> NoRet
     status = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it, and decides, until there is a mount
+        if command is None:
+            _close_inherited(connection.fileno())
+        forked = fork_template(connection) if choose_engine(engine) == "channel" else None
         from cvfs.mount.server import serve
 
-        status = serve(engine, connection, command)
+        status = serve(forked, connection, command)
     except BaseException:  # noqa: BLE001
         sys.excepthook(*sys.exc_info())
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _close_inherited(keep: int) -> None:
+    """Whoever waits for the end of what the caller has open must not wait for a mount's."""
+    for name in os.listdir("/proc/self/fd"):
+        number = int(name)
+        if number > 2 and number != keep:
+            with contextlib.suppress(OSError):
+                os.close(number)

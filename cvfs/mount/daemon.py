@@ -7,7 +7,6 @@ The server stays in the process group of its caller until the mount is there: an
 waiting for the mount that it makes.
 """
 
-import contextlib
 import os
 import select
 import signal
@@ -80,15 +79,6 @@ def settle(log: int) -> None:
     os.close(null)
     os.chdir("/")
     os.umask(0o077)
-
-
-def close_inherited(keep: int) -> None:
-    """Whoever waits for the end of what the caller has open must not wait for a mount's."""
-    for name in os.listdir("/proc/self/fd"):
-        number = int(name)
-        if number > 2 and number != keep:
-            with contextlib.suppress(OSError):
-                os.close(number)
 
 
 def ask(connection: socket.socket, request: str, log: int | None) -> list[str]:

@@ -7,20 +7,20 @@ import os
 import signal
 import socket
 
-from cvfs.fuse import link
 from cvfs.fuse.processes import Template
-from cvfs.fuse.release import OLDEST_RELEASE, kernel_release
-from cvfs.mount.daemon import Caller, close_inherited
+from cvfs.fuse.release import choose_engine
+from cvfs.mount.daemon import Caller
+from cvfs.mount.template import fork_template
 
 
-def serve(guess: str, connection: socket.socket, command: int | None) -> int:
+def serve(forked: tuple[int, socket.socket] | None, connection: socket.socket, command: int | None) -> int:
     """Mount what the command at the other end of `connection` asks for, serve it; the exit status.
 
-    `guess` is the engine that will be asked for, as far as one can tell: a wrong one costs time. `command` is a child.
+    `forked` is the template, and there is none if it looks as if another engine than the channel will be asked for: to
+    be wrong costs time. `command` is a child.
     """
-    if command is None:
-        close_inherited(connection.fileno())
-    template = _get_ready(guess, connection)
+    template = None if forked is None else Template(*forked)
+    _get_ready(template)
     caller = Caller(connection, command)
     text = caller.receive()
     if text is None:
@@ -36,49 +36,25 @@ def _serve(text: str, caller: Caller, template: Template | None, connection: soc
     if choose_engine(json.loads(text)["settings"]["engine"]) == "channel":
         from cvfs.mount import supervise
 
-        return supervise.serve(text, caller, template or _fork_template(connection))
+        return supervise.serve(text, caller, template or Template(*fork_template(connection)))
     from cvfs.mount import worker
 
     _drop(template)
     return worker.serve(text, caller)
 
 
-def choose_engine(name: str) -> str:
-    """The engine that `name` means here: for "auto" the channel, which needs a Linux that is not too old for it."""
-    if name != "auto":
-        return name
-    return "channel" if kernel_release() >= OLDEST_RELEASE else "pyfuse3"
-
-
-def _get_ready(guess: str, connection: socket.socket) -> Template | None:
+def _get_ready(template: Template | None) -> None:
     """Import. The channel's template does it in a process of its own, beside this one."""
-    if choose_engine(guess) != "channel":
-        gc.disable()  # imports make no garbage: looking for it costs them a tenth of their time
+    if template is not None:
+        import cvfs.mount.supervise
+    else:
         import cvfs.transport  # noqa: I001 (first, as in `cvfs.mount.template`)
         import cvfs.mount.worker
 
         with contextlib.suppress(ImportError):  # then it says so when it is wanted
-            import cvfs.fuse.pyfuse3_engine
-        gc.freeze()
-        gc.enable()
-        return None
-    template = _fork_template(connection)
-    import cvfs.mount.supervise  # noqa: F401
-
-    return template
-
-
-def _fork_template(connection: socket.socket) -> Template:
-    ours, theirs = link.pair()
-    pid = os.fork()
-    if pid == 0:
-        connection.close()
-        ours.close()
-        from cvfs.mount.template import run_forked
-
-        run_forked(theirs)
-    theirs.close()
-    return Template(pid, ours)
+            import cvfs.fuse.pyfuse3_engine  # noqa: F401
+    gc.freeze()
+    gc.enable()
 
 
 def _drop(template: Template | None) -> None:

@@ -1,6 +1,7 @@
 """The process that workers are forked from. It knows what is to be mounted only when it has imported everything.
 
-Forked by `cvfs mount` before that does anything else; `python -m cvfs.mount.template SOCKET` after a reload.
+Forked by `cvfs mount` before that does anything else, so nothing is imported here before it is wanted;
+`python -m cvfs.mount.template SOCKET` after a reload.
 """
 
 import gc
@@ -11,20 +12,21 @@ import sys
 from typing import NoReturn
 
 from cvfs.fuse import link
-from cvfs.fuse.processes import STOP_SIGNALS
-from cvfs.mount.daemon import settle
 
 
 def run(connection: socket.socket) -> None:
     """Import, then fork workers until the supervisor at the other end of `connection` is gone."""
+    gc.disable()  # as in `cvfs.mount.ahead`
+    from cvfs.fuse.processes import STOP_SIGNALS
+
     for ignored in STOP_SIGNALS:  # the supervisor gets them too, and it decides
         signal.signal(ignored, signal.SIG_IGN)
-    gc.disable()  # imports make no garbage: looking for it costs them a tenth of their time
     # First what compiles large regular expressions: from inside of many imports, CPython 3.11 grows and shrinks its
     # stack for each call of the compiler, which takes five times as long.
     import cvfs.transport  # noqa: F401
     from cvfs.fuse.forking import run_template
     from cvfs.heap import keep_freed_memory
+    from cvfs.mount.daemon import settle
     from cvfs.mount.request import decode_request
     from cvfs.mount.supervised import work
 
@@ -48,8 +50,19 @@ def run(connection: socket.socket) -> None:
     run_template(connection, work_on, leave)
 
 
-def run_forked(connection: socket.socket) -> NoReturn:
-    """As `run`, in a process that was forked for it."""
+def fork_template(inherited: socket.socket) -> tuple[int, socket.socket]:
+    """A template: its process, and the connection to it. It closes what is `inherited` from the caller."""
+    ours, theirs = link.pair()
+    pid = os.fork()
+    if pid == 0:
+        inherited.close()
+        ours.close()
+        _be_template(theirs)
+    theirs.close()
+    return pid, ours
+
+
+def _be_template(connection: socket.socket) -> NoReturn:
     status = 1
     try:
         run(connection)
