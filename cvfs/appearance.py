@@ -5,7 +5,6 @@ Contents, names and inode numbers are never touched, so everything that is verif
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -15,13 +14,12 @@ from cvfs.model import Entry
 _VARIABLE = re.compile(rb"\$\(([A-Za-z_][A-Za-z0-9_]*)(?::-([^()]*))?\)")
 
 
-@dataclass(frozen=True, slots=True)
-class Owners:
+class Owners(msgspec.Struct, frozen=True):
     """Whom things belong to: `one` if all are that one's, else whom `by_id` says, `others` where it says nothing, and
     without that whom the publisher said."""
 
     one: int | None = None
-    by_id: Mapping[int, int] = field(default_factory=dict)
+    by_id: Mapping[int, int] = msgspec.field(default_factory=dict)
     others: int | None = None
 
     def of(self, published: int) -> int:

@@ -6,7 +6,6 @@ comes next. Meanwhile another thread imports python-tuf.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import import_module
 
 import msgspec
@@ -25,13 +24,12 @@ Answers = Mapping[str, bytes | CvfsError]
 """What came of questions that were asked early, by path: bytes, or the error."""
 
 
-@dataclass(slots=True)
-class Opening:
+class Opening(msgspec.Struct):
     """A root to begin with, and early answers. That the root is the pinned one is all that has been verified."""
 
     root: bytes
     repository: str
-    early: dict[str, bytes | CvfsError] = field(default_factory=dict)
+    early: dict[str, bytes | CvfsError] = msgspec.field(default_factory=dict)
     etag: str | None = None
     """Of the timestamp."""
 

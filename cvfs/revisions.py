@@ -9,9 +9,9 @@ import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import trio
 
 from cvfs.errors import ConfigError, FormatError, IntegrityError, StatusError
@@ -38,8 +38,7 @@ _SHOWN = 20
 _GONE = (403, 404, 410)
 
 
-@dataclass(frozen=True, slots=True)
-class Revisions:
+class Revisions(msgspec.Struct, frozen=True):
     """The revisions that `mirrors` have; documents of them are kept in `directory`, which belongs to the repository."""
 
     mirrors: Mirrors

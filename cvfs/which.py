@@ -1,14 +1,14 @@
 """Which revision of a repository is wanted: how people write it."""
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+import msgspec
 
 _SUFFIX = re.compile(r"(?P<address>.+)@(?P<name>[A-Za-z0-9][A-Za-z0-9._+-]*)", re.ASCII | re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Which:
+class Which(msgspec.Struct, frozen=True):
     """A revision that a user means: `number`; or what `tag` names; or the newest that was published by `date_s`, in
     seconds since 1970. One of the three is not None."""
 

@@ -3,10 +3,10 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import msgspec
 import trio
 
 from cvfs.cache import Cache
@@ -28,8 +28,7 @@ _LOCK_POLL_S = 0.01
 _QUIET_S = 60.0
 
 
-@dataclass(slots=True)
-class Counters:
+class Counters(msgspec.Struct):
     """Since the start. A hit is a piece or page that was in memory or in the cache; a miss needed a mirror. `ahead` are
     the packs that were brought before anyone asked for them."""
 

@@ -5,8 +5,9 @@ it lists are those of one repository.
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+import msgspec
 
 from cvfs.cache.index import Numbers
 from cvfs.cache.memory import Memory
@@ -24,8 +25,7 @@ that together outweigh the budget would put each other out, and a question that 
 _PAGE, _ENTRY, _LOCATION, _REF, _XATTR, _CHILD = 4096, 420, 170, 160, 130, 420
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(msgspec.Struct, frozen=True):
     """What may be held: `data_bytes`, half of packs and half of pieces, and `page_bytes` of decoded pages, by default
     those of 33,000 small files."""
 

@@ -10,9 +10,9 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import trio
 
 from cvfs.errors import FormatError
@@ -44,12 +44,11 @@ _TRY_AGAIN: Final = (errno.EINTR, errno.ENOENT)
 """ENOENT: the request that was to be read has been given up meanwhile."""
 
 
-@dataclass(slots=True)
-class Statistics:
+class Statistics(msgspec.Struct):
     """Since the start. `by_opcode` counts requests. `refused` replies are those the kernel did not want: their callers
     had given up (ENOENT), or they were wrong. `failed` were answered EIO or ETIMEDOUT, `interrupted` EINTR."""
 
-    by_opcode: dict[int, int] = field(default_factory=dict)
+    by_opcode: dict[int, int] = msgspec.field(default_factory=dict)
     waited: int = 0
     refused: int = 0
     failed: int = 0

@@ -7,8 +7,8 @@ can be wrong are names, listings, and the attributes of directories.
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
+import msgspec
 import trio
 
 from cvfs.format.pages import Page
@@ -21,13 +21,12 @@ from cvfs.repository import Repository
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Changes:
+class Changes(msgspec.Struct):
     """Between two revisions: `names`, as (inode of the directory, name), that are not what they were; `directories`
     whose listing or attributes changed, by inode."""
 
-    names: list[tuple[int, bytes]] = field(default_factory=list)
-    directories: set[int] = field(default_factory=set)
+    names: list[tuple[int, bytes]] = msgspec.field(default_factory=list)
+    directories: set[int] = msgspec.field(default_factory=set)
 
 
 async def find_changes(old: Repository, new: Repository) -> Changes:

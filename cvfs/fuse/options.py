@@ -1,6 +1,6 @@
 """How a file system is mounted, whatever the engine."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 FOREVER_S = 365 * 24 * 3600
 """For how long the kernel may keep names and attributes: until it is told otherwise, when the revision changes."""
@@ -14,8 +14,7 @@ def escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(NamedTuple):
     """`source` is what df(1) shows as the device. Without `allow_other` only the user who mounts may look.
 
     `invalidation` is how the kernel is told of a new revision: "exact", name by name; "epoch", all names at once where

@@ -1,8 +1,7 @@
 """What a supervisor decides by, without a process, a descriptor or a clock: `now` is passed in, in seconds."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 PATIENCE_S: Final = 20.0
 """For how long callers wait while there is no worker; then they get EIO."""
@@ -18,8 +17,7 @@ next is taken for the victim of what it is asked, as where one request needs mor
 two seconds of such deaths, and more than a test or a user kills by hand."""
 
 
-@dataclass(frozen=True, slots=True)
-class Life:
+class Life(NamedTuple):
     """What a worker did before it was lost: for how long it served, whether it has answered anything, and whether it
     was killed by another (SIGKILL) rather than ended by itself."""
 

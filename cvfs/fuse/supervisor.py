@@ -15,8 +15,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from cvfs.fuse import link
 from cvfs.fuse.crew import END_S, Crew
@@ -28,8 +27,7 @@ from cvfs.fuse.processes import STOP_SIGNALS, Template, Worker, describe, is_kil
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(NamedTuple):
     """What a supervisor does with the world around it.
 
     `new_template` starts one, with the code that is installed now. `started(message)` is called when the mount can be

@@ -6,8 +6,9 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+
+import msgspec
 
 from cvfs.errors import ConfigError, CvfsError, TrustError
 from cvfs.heads.kept import Head, Kept, state_key
@@ -65,7 +66,7 @@ class Heads:
             if self.head is None:
                 raise
             self.complain(error)
-            return replace(self.head, problem=self.problem)
+            return msgspec.structs.replace(self.head, problem=self.problem)
         self.problem = ""
         return head
 
@@ -73,7 +74,7 @@ class Heads:
         """Trust `head` from now on, also after a restart. What stands in the way of remembering it is only logged."""
         if self.head is not None and head.trusted == self.head.trusted:
             return
-        self._take(replace(head, problem=""))
+        self._take(msgspec.structs.replace(head, problem=""))
         await self._kept.keep(head)
 
     def recall(self) -> None:

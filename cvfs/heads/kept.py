@@ -8,9 +8,9 @@ import logging
 import os
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import trio
 
 from cvfs.errors import ConfigError, FormatError
@@ -25,8 +25,7 @@ log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """A revision that is signed. `problem` says why nothing newer could be had, and is empty if a mirror answered."""
 
     manifest: Manifest

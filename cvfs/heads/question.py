@@ -6,10 +6,10 @@ A question that brings no news is one conditional request, and needs nothing of 
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
+import msgspec
 import trio
 
 from cvfs.bootstrap import Answers, Opening, ask_ahead, open_source
@@ -46,8 +46,7 @@ class _News(NamedTuple):
     early: Answers
 
 
-@dataclass(slots=True)
-class Question:
+class Question(msgspec.Struct):
     """What the mirrors of the repository at `url` have that is newer than `known`.
 
     Without a `known` head it begins where `pin` says, and takes nothing older than what was trusted `before` another
@@ -99,7 +98,7 @@ class Question:
         before = self.before
         if before is None or before.repository != opening.repository:
             return Bundle(opening.root)
-        return replace(before.bundle, root=opening.root)
+        return msgspec.structs.replace(before.bundle, root=opening.root)
 
     async def _follow(self, source: Source, known: Bundle, early: Answers) -> Chain:
         def fetch(path: str, max_bytes: int) -> bytes:

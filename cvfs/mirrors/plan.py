@@ -7,8 +7,9 @@ the next one when every way through it has failed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from cvfs.errors import ProxyError, StatusError, TooSlowError
 from cvfs.mirrors.health import FetchError, Health, blames_server
@@ -23,8 +24,7 @@ LEAST_S = 0.01
 _GONE = (404, 410)
 
 
-@dataclass(slots=True, eq=False)
-class Site:
+class Site(msgspec.Struct, eq=False):
     """One mirror of one repository. `rank`: the preferred one has the lowest."""
 
     url: str
@@ -34,8 +34,7 @@ class Site:
     """Of the answer to the last probe."""
 
 
-@dataclass(slots=True, eq=False)
-class Proxy:
+class Proxy(msgspec.Struct, eq=False):
     """An HTTP proxy, or DIRECT or ENVIRONMENT; its health is told by errors that are its own."""
 
     address: str
@@ -44,8 +43,7 @@ class Proxy:
     health: Health
 
 
-@dataclass(slots=True, eq=False)
-class Route:
+class Route(msgspec.Struct, eq=False):
     """A way to a mirror. `health` is that of the server by this proxy, whatever repository is asked for."""
 
     site: Site
@@ -85,8 +83,7 @@ class Route:
             self.proxy.health.record_success()
 
 
-@dataclass(frozen=True, slots=True)
-class Try:
+class Try(msgspec.Struct, frozen=True):
     """Ask by `route` now, for at most `deadline_s`; `fresh`: past all caches on the way."""
 
     route: Route
@@ -94,8 +91,7 @@ class Try:
     deadline_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Nothing can be asked for `delay_s`."""
 
     delay_s: float

@@ -4,8 +4,8 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Hashable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
+import msgspec
 import trio
 
 import cvfs
@@ -29,8 +29,7 @@ from cvfs.which import Which
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
+class Client(msgspec.Struct, frozen=True):
     """One repository in use: `repository` answers, the rest is what it stands on.
 
     Each has threads of its own: those that wait for a dead server are missed by no other repository.
@@ -74,17 +73,16 @@ async def open_ground(settings: Settings) -> AsyncIterator["Ground"]:
             yield ground
 
 
-@dataclass(frozen=True, slots=True)
-class Ground:
+class Ground(msgspec.Struct, frozen=True):
     """What repositories are opened on: the cache, what is held in memory, the network, and a nursery for what they do
     unasked."""
 
     cache: Cache
     nursery: trio.Nursery
     until_closed: contextlib.ExitStack
-    networks: dict[Hashable, Network] = field(default_factory=dict)
-    memory: Shared = field(default_factory=Shared)
-    exploding: trio.Lock = field(default_factory=trio.Lock)
+    networks: dict[Hashable, Network] = msgspec.field(default_factory=dict)
+    memory: Shared = msgspec.field(default_factory=Shared)
+    exploding: trio.Lock = msgspec.field(default_factory=trio.Lock)
 
     async def open(
         self,
@@ -145,8 +143,7 @@ def _pin(url: str, settings: Settings, manifest: Manifest | None) -> Pin:
         return Pin()
 
 
-@dataclass(frozen=True, slots=True)
-class _Opener:
+class _Opener(msgspec.Struct, frozen=True):
     """Finds the newest revision whose root can be read, and trusts it."""
 
     url: str

@@ -7,9 +7,8 @@ import re
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _RECENT = 50
@@ -22,8 +21,7 @@ _BURST_S = 60.0
 them `_REPEATS` in a row may be the same: who tries one thing again and again hides nobody else's failure."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """A warning or an error, at `time_s` since 1970."""
 
     time_s: float

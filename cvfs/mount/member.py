@@ -4,9 +4,9 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import trio
 
 from cvfs.errors import CvfsError
@@ -25,8 +25,7 @@ _RETRY_S: Final = (1.0, 15.0)
 """Between two tries, if somebody asks. Short: servers that do not answer are spared by `cvfs.mirrors`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """A repository in use, and what the engine shows of it."""
 
     site: Site

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,7 @@ _IGNORED = {"ro", "default_permissions", "noatime", "nodiratime", "relatime"} | 
 }
 
 
-@dataclass(frozen=True, slots=True)
-class MountRequest:
+class MountRequest(msgspec.Struct, frozen=True):
     """A mount of the repository at `url` on `directory`, an absolute path. The kernel lists it as one of `source`.
 
     Or, with `all`, of every repository that is configured; `options` are settings that go before the configuration.
@@ -42,7 +40,7 @@ class MountRequest:
     nonempty: bool = False
     source: str = ""
     all: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def revision(self) -> Which | None:
@@ -104,7 +102,7 @@ def apply_options(request: MountRequest, options: Iterable[str]) -> MountRequest
     """
     for word in _words(options):
         if word in _SETTERS:
-            request = replace(request, **_SETTERS[word])
+            request = msgspec.structs.replace(request, **_SETTERS[word])
         elif word == "rw":
             raise ConfigError("a cvfs mount is read-only: leave out -o rw")
         elif not is_option(word):

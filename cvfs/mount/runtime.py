@@ -11,9 +11,10 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from cvfs.errors import ConfigError, MountError
 from cvfs.flock import try_lock
@@ -25,8 +26,7 @@ _UCRED = struct.Struct("3i")
 _OWNED = re.compile(r"[0-9a-f]{16}\.([0-9]+)(\.|$)")
 
 
-@dataclass(frozen=True, slots=True)
-class Runtime:
+class Runtime(msgspec.Struct, frozen=True):
     """The directory of this user's sockets. Other users can neither enter it nor put anything there."""
 
     directory: Path

@@ -5,8 +5,9 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
+
+import msgspec
 
 import cvfs
 from cvfs.cache import Cache
@@ -59,7 +60,7 @@ class ServedMount:
             "errors": self._recent.errors,
             "errors_last_hour": self._recent.errors_since(time.time() - _HOUR_S),
             "warnings": self._recent.warnings,
-            "events": [asdict(event) for event in self._recent.events],
+            "events": [event._asdict() for event in self._recent.events],
         }
 
     def _repositories_status(self) -> dict[str, Any]:
@@ -127,8 +128,8 @@ def member_status(member: Member, refreshing: Refreshing | None) -> dict[str, An
         "trust": trust_status(client.heads),
         "offline": bool(client.heads.problem),
         "problem": client.heads.problem,
-        "fetcher": asdict(client.fetcher.counters),
-        "transport": asdict(client.transport.statistics()),
+        "fetcher": msgspec.structs.asdict(client.fetcher.counters),
+        "transport": msgspec.structs.asdict(client.transport.statistics()),
         "network": client.mirrors.status(),
         **_refresh_status(member, refreshing),
     }

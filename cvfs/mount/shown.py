@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -20,8 +19,7 @@ from cvfs.model import Manifest
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Revision:
+class _Revision(msgspec.Struct, frozen=True):
     """Manifests as text: the one that is shown, and the one before while the kernel may believe something of it."""
 
     manifest: str
@@ -75,7 +73,7 @@ class Shown:
         """The kernel has been told."""
         with self._changed() as revisions:
             if name in revisions:
-                revisions[name] = replace(revisions[name], previous=None)
+                revisions[name] = msgspec.structs.replace(revisions[name], previous=None)
 
     @contextmanager
     def _changed(self) -> Iterator[dict[str, _Revision]]:

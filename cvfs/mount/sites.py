@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+import msgspec
 
 from cvfs.config import Settings, read_configuration
 from cvfs.config.layers import config_directories, is_name
@@ -12,8 +13,7 @@ from cvfs.errors import ConfigError
 from cvfs.which import Which
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(msgspec.Struct, frozen=True):
     """A repository as somebody wants to use it: its address, what holds for it, and `revision` if it is to stay there.
 
     `name` is what a mount calls it: its place in the mount, and what its inode numbers are made of. Empty: it is
@@ -26,8 +26,7 @@ class Site:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(msgspec.Struct, frozen=True):
     """The repositories that are listed, and the domains of which others may be tried."""
 
     listed: tuple[str, ...]
@@ -51,11 +50,10 @@ class Sites(Protocol):
         """Raises ConfigError."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConfiguredSites:
+class ConfiguredSites(msgspec.Struct, frozen=True):
     """What the configuration says, read anew for each answer. `options` are settings that go before it."""
 
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
     def stamp_ns(self) -> int:
         places = [each / below for each in config_directories() for below in ("repositories.d", "config.toml")]

@@ -8,9 +8,9 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 import trio
 
 from cvfs.errors import CvfsError, TooLargeError, TooSlowError
@@ -40,8 +40,7 @@ Result = tuple[bytes, str | None, bool]
 """Data, ETag, not modified."""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     """What a server gave: `data`, or nothing if `not_modified` (what `etag` of the request names is still current).
 
     `latency_s` is how long it took from the question, on a connection that stood, to the end of the answer.
@@ -53,8 +52,7 @@ class Response:
     latency_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
+class Statistics(msgspec.Struct, frozen=True):
     """Since the start: requests begun, bytes of bodies received, failures by the name of their error.
 
     `active` requests hold one of the `limit` threads just now, also those whose caller has left.

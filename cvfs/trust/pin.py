@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import msgspec
 
 from cvfs.errors import ConfigError
 from cvfs.trust.names import MAX_ROOT_BYTES
@@ -17,8 +18,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 FIRST_USE = "on first use"
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
+class Pin(msgspec.Struct, frozen=True):
     """The root with this SHA-256, and its bytes if they are at hand; `first_use`: whatever root is met first.
 
     `name` is what the repository must be called, None if nobody has said. `origin` says for people whence this is.

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +20,7 @@ _REMEDY = "name another directory with --state-dir"
 _LOCK_DEADLINE_S = flock.DEADLINE_S
 
 
-@dataclass(frozen=True, slots=True)
-class Trusted:
+class Trusted(msgspec.Struct, frozen=True):
     """A state that has verified to the end. Metadata and manifest are the text that was signed.
 
     `origin` says for people how its first root came to be trusted; `root_ids` are the SHA-256 of all roots from that

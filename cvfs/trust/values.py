@@ -1,13 +1,13 @@
 """Metadata as bytes, and what it says once it has verified. No signature is looked at here."""
 
 import hashlib
-from dataclasses import dataclass
+
+import msgspec
 
 from cvfs.model import BlobRef
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
+class Bundle(msgspec.Struct, frozen=True):
     """The bytes of one consistent state: `root` is the newest one, the others are signed below it."""
 
     root: bytes
@@ -16,8 +16,7 @@ class Bundle:
     targets: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class SignedTarget:
+class SignedTarget(msgspec.Struct, frozen=True):
     """What the targets say of a document: the blob that it is, the size and SHA-256 of its plain bytes."""
 
     blob: BlobRef
@@ -29,8 +28,7 @@ class SignedTarget:
         return len(plain) == self.size_bytes and hashlib.sha256(plain).hexdigest() == self.sha256
 
 
-@dataclass(frozen=True, slots=True)
-class Ahead:
+class Ahead(msgspec.Struct, frozen=True):
     """What a timestamp says will be asked for next; nothing of it is to be believed."""
 
     snapshot: int
@@ -39,8 +37,7 @@ class Ahead:
     root: BlobRef
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(msgspec.Struct, frozen=True):
     """Metadata that has verified. `new_root_ids`: the roots that led from the one that was given to the newest.
 
     `expires_s`: when the first of the four has to be renewed, in seconds since 1970; `root_expires_s`: the root alone.

@@ -8,10 +8,10 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import trio
+from msgspec.structs import asdict
 
 from cvfs.errors import CvfsError
 from cvfs.format.blob import digest

@@ -4,11 +4,11 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import trio
+from msgspec.structs import asdict
 
 from cvfs.errors import IntegrityError, TransportError
 from cvfs.fetcher import Budget
