@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,38 @@ def test_foreground_is_seen(word: str) -> None:
 @pytest.mark.parametrize("word", ["-onofail", "-o", "nofail", "f", "--file", "-", "--", "", "--no-foreground"])
 def test_foreground_is_not_seen_where_it_is_not(word: str) -> None:
     assert not is_foreground(word)
+
+
+def _python(code: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    return subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+
+
+_FORKS = """
+import os, sys
+
+def note(event, arguments):
+    if event == "os.fork":
+        os.write(1, " ".join(sorted(sys.modules)).encode() + b"\\n")
+
+sys.addaudithook(note)
+from cvfs.mount.ahead import begin
+begin(["URL", "DIR", "--engine", "channel"])  # and let go at once: nothing is asked for
+os.wait()
+"""
+
+
+def test_template_is_forked_before_its_supervisor_imports_anything() -> None:
+    """It takes longest: what comes before it is paid for in full, what comes beside it is not."""
+    server, template = _python(_FORKS).splitlines()
+    assert template == server
+    assert not {"click", "logging", "msgspec", "trio"} & {*template.split()}
+
+
+def test_supervisor_imports_little() -> None:
+    costly = ("click", "dataclasses", "inspect", "msgspec", "requests", "trio")
+    code = f"import sys, cvfs.mount.server, cvfs.mount.supervise; print([m for m in {costly} if m in sys.modules])"
+    assert _python(code) == "[]\n"
 
 
 needs_fuse = pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse")
