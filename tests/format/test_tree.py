@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cvfs.errors import FormatError
 from cvfs.format.pages import Child, Inner, Key, Leaf, encode_inner, encode_leaf, key_of
-from cvfs.format.tree import Root, Tree, boundaries, diff, edit
+from cvfs.format.tree import Root, Tree, boundaries, diff, edit, lookup
 from cvfs.format.tree.boundaries import child_weight, record_weight
 from cvfs.model import BlobRef, Record, join
 from tests.format import independent_reader
@@ -160,6 +160,57 @@ def test_listing_page_by_page(records: list[Record], parent: bytes) -> None:
     while found := tree.listing(parent, listed[-1] if listed else b""):
         listed += found.group.names[found.index :]
     assert listed == [r.entry.name for r in records if r.directory == parent and r.entry.name]
+
+
+@pytest.mark.parametrize("remembered", [1, 3, 1000])
+@given(record_lists, st.lists(st.tuples(near_paths, near_names | st.just(b""), st.booleans()), max_size=40))
+def test_no_question_changes_the_answer_to_another(
+    remembered: int, records: list[Record], questions: list[tuple[bytes, bytes, bool]]
+) -> None:
+    """A tree remembers where names stand: of present ones, of absent ones, of those on the edge of a page."""
+    store = Store()
+    tree = store.tree(store.build(records))
+    by_path = {(record.directory, record.entry.name): record for record in records}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lookup, "_RUNS", remembered)
+        for parent, name, is_listing in questions:
+            if is_listing:
+                found = tree.listing(parent, name)
+                behind = [r for r in records if r.directory == parent and r.entry.name > name]
+                wanted = behind[0] if behind else None
+            else:
+                found, wanted = tree.find(parent, name), by_path.get((parent, name))
+            assert (found and found.record) == wanted
+            assert len(tree._runs) <= remembered
+
+
+def test_neighbours_are_found_without_a_descent() -> None:
+    store = Store()
+    names = [b"n%03d" % number for number in range(150)]
+    root = store.build(by_key([ROOT, directory(b"", b"d"), *(file(b"d", name) for name in names)]))
+    tree = store.tree(root)
+    leaves = sum(isinstance(store.load(ref), Leaf) for ref in tree.pages())
+    assert root.level >= 2
+    assert leaves > 3
+    store.reset()
+    for name in names:
+        assert tree.find(b"d", name) is not None
+        assert tree.find(b"d", name + b"-absent") is None
+    assert len(store.loads) <= 2 * len(names) + leaves * root.level
+
+
+def test_end_of_a_listing_is_known_without_the_page_behind_it() -> None:
+    store = Store()
+    root = store.build(by_key([ROOT, *(file(b"d%03d" % (i // 9), b"n%03d" % i) for i in range(150))]))
+    tree = store.tree(root)
+    found = tree.listing(b"d003")
+    while found is not None:
+        store.reset()
+        last = found.group.names[-1]
+        page = found.page
+        found = tree.listing(b"d003", last)
+    loads = list(store.loads)
+    assert [ref for ref in loads if isinstance(store.load(ref), Leaf)] == [page]
 
 
 @given(record_lists, small_lists, st.none() | near_paths.filter(bool))

@@ -1,15 +1,15 @@
 """Finding records in a tree (docs/format.md, section 4.4)."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from cvfs.errors import FormatError
 from cvfs.format.pages import Group, Inner, Key, Leaf, Page, key_of
 from cvfs.limits import MAX_PATH_BYTES
-from cvfs.model import BlobRef, Entry, Record, split
+from cvfs.model import BlobRef, Content, Entry, Record, split
 
 Load = Callable[[BlobRef], Page]
 """Returns the page that a reference names. Whatever it raises passes through."""
@@ -23,6 +23,10 @@ START = Key(b"", b"")
 END = Key(b"\xff" * (MAX_PATH_BYTES + 1), b"")
 """Behind every key there can be."""
 
+_RUNS: Final = 1024
+"""Of as many directories a tree remembers where it found something last: about 300 KB, and more than are looked into at
+a time."""
+
 
 class Ref(NamedTuple):
     """What is known of a page before it is loaded: its level, its first key, and one behind all of its keys."""
@@ -31,6 +35,19 @@ class Ref(NamedTuple):
     level: int
     key: Key
     end: Key
+
+
+class Run(msgspec.Struct, frozen=True, gc=False):
+    """All that a directory lists from the name `first` on and before `end` (None: to its last) stands in the leaf
+    `page`, as its group `number`; None: there is nothing."""
+
+    page: BlobRef
+    number: int | None
+    first: bytes
+    end: bytes | None
+
+    def covers(self, name: bytes) -> bool:
+        return self.first <= name and (self.end is None or name < self.end)
 
 
 class Found(msgspec.Struct, frozen=True, gc=False):
@@ -47,20 +64,30 @@ class Found(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def entry(self) -> Entry:
-        return self.group.entries[self.index]
+        return self.leaf.groups[self.number].entries[self.index]
+
+    @property
+    def content(self) -> Content:
+        return self.leaf.content(self.number, self.index)
 
     @property
     def record(self) -> Record:
-        return Record(self.group.directory, self.entry, self.leaf.content(self.number, self.index))
+        return Record(self.group.directory, self.entry, self.content)
 
 
 class Tree:
-    """The tree below the page `root` of level `level`. Holds no pages: `load` brings each when it is needed."""
+    """The tree below the page `root` of level `level`. Holds no pages: `load` brings each when it is needed.
+
+    Names are mostly looked up beside those before. So a tree remembers of the directories that were looked into lately
+    where the names around the last one stand, and need not descend for its neighbours. As it holds no pages, what it
+    remembers is about pages that may be gone; but not about another tree: each begins with nothing.
+    """
 
     def __init__(self, root: BlobRef, level: int, load: Load) -> None:
         self.root = root
         self.level = level
         self._load = load
+        self._runs: dict[bytes, Run] = {}
 
     @property
     def root_ref(self) -> Ref:
@@ -68,12 +95,8 @@ class Tree:
 
     def find(self, directory: bytes, name: bytes) -> Found | None:
         """The record of `name` in `directory`, if there is one."""
-        key = key_of(directory, name)
-        page, leaf, _ = self._descend(key)
-        number, index = leaf.position(key)
-        if number == len(leaf.groups) or leaf.orders[number] != key.order or leaf.groups[number].names[index] != name:
-            return None
-        return Found(page, leaf, number, index)
+        found, _ = self._near(directory, name)
+        return found if found is not None and found.entry.name == name else None
 
     def find_path(self, path: bytes) -> Found | None:
         """The record of a path relative to the root; b"" is the root itself."""
@@ -82,13 +105,13 @@ class Tree:
     def seek(self, key: Key) -> Found | None:
         """The first record that is not before `key`."""
         while True:
-            page, leaf, following = self._descend(key)
+            ref, leaf = self._descend(key)
             number, index = leaf.position(key)
             if number < len(leaf.groups):
-                return Found(page, leaf, number, index)
-            if following == END:
+                return Found(ref.blob, leaf, number, index)
+            if ref.end == END:
                 return None
-            key = following
+            key = ref.end
 
     def listing(self, directory: bytes, after: bytes = b"") -> Found | None:
         """The next run of a directory's listing: the record found, and those behind it in its group. None at the end.
@@ -96,17 +119,20 @@ class Tree:
         `after` is the last name of the run before. One run never spans two pages, so a directory of any size is listed
         page by page.
         """
-        key = key_of(directory, after + b"\0" if after else _FIRST_NAME)
-        found = self.seek(key)
-        return found if found is not None and found.leaf.orders[found.number] == key.order else None
+        name = after + b"\0" if after else _FIRST_NAME
+        while True:
+            found, end = self._near(directory, name)
+            if found is not None or end is None:
+                return found
+            name = end
 
     def records(self, start: Key = START) -> Iterator[Record]:
         """All records from `start` on, in key order."""
         key = start
         while key != END:
-            _, leaf, following = self._descend(key)
+            ref, leaf = self._descend(key)
             yield from leaf.records(leaf.position(key))
-            key = following
+            key = ref.end
 
     def pages(self) -> Iterator[BlobRef]:
         """Every page of the tree, parents first; leaves are not loaded. Location pages are not among them."""
@@ -117,13 +143,38 @@ class Tree:
             if ref.level:
                 pending.extend(reversed(refs_below(load_inner(self._load, ref), ref)))
 
-    def _descend(self, key: Key) -> tuple[BlobRef, Leaf, Key]:
-        """The leaf whose range holds `key`, and the end of that range."""
+    def _near(self, directory: bytes, name: bytes) -> tuple[Found | None, bytes | None]:
+        """The first record of `directory` that is not before `name`, if it stands in the leaf that would have `name`;
+        and the name from which on the directory goes on in another leaf, None if this is the last."""
+        run = self._runs.get(directory)
+        if run is not None and run.covers(name):
+            leaf = self._load(run.page)
+            assert isinstance(leaf, Leaf)  # as it was when it was come to from the root
+        else:
+            key = key_of(directory, name)
+            ref, leaf = self._descend(key)
+            run = self._remember(directory, _run(ref, leaf, key.order))
+        number = run.number
+        if number is None:
+            return None, run.end
+        names = leaf.groups[number].names
+        index = bisect_left(names, name)
+        return Found(run.page, leaf, number, index) if index < len(names) else None, run.end
+
+    def _remember(self, directory: bytes, run: Run) -> Run:
+        """When there are too many, all are forgotten: each that is still in use costs one more descent."""
+        if len(self._runs) >= _RUNS:
+            self._runs.clear()
+        self._runs[directory] = run
+        return run
+
+    def _descend(self, key: Key) -> tuple[Ref, Leaf]:
+        """The leaf whose range holds `key`."""
         ref = self.root_ref
         while ref.level:
             inner = load_inner(self._load, ref)
             ref = _ref_below(inner, ref, bisect_right(inner.keys, key) - 1)
-        return ref.blob, load_leaf(self._load, ref), ref.end
+        return ref, load_leaf(self._load, ref)
 
 
 def load_inner(load: Load, ref: Ref) -> Inner:
@@ -153,6 +204,15 @@ def _ref_below(inner: Inner, ref: Ref, number: int) -> Ref:
     keys = inner.keys
     end = keys[number + 1] if number + 1 < len(keys) else ref.end
     return Ref(inner.children[number].blob, ref.level - 1, keys[number], end)
+
+
+def _run(ref: Ref, leaf: Leaf, order: bytes) -> Run:
+    """What the directory with this order has in `leaf`, which is the page `ref`."""
+    number = bisect_left(leaf.orders, order)
+    is_there = number < len(leaf.orders) and leaf.orders[number] == order
+    first = ref.key.name if ref.key.order == order else b""
+    end = ref.end.name if ref.end.order == order else None
+    return Run(ref.blob, number if is_there else None, first, end)
 
 
 def _check_range(ref: Ref, first: Key, last: Key) -> None:
