@@ -16,11 +16,15 @@ class PathError(CvfsError):
     """The answer to a question about a path is an errno: ENOENT, ENOTDIR, EISDIR, EROFS, ENODATA, ELOOP..."""
 
     def __init__(self, number: int, path: bytes | str = b"") -> None:
-        shown = os.fsdecode(path)
-        super().__init__(f"{os.strerror(number)}: {shown!r}" if shown else os.strerror(number))
-        self.errno = number
+        super().__init__(number, path)
+        self.errno, self._path = number, path
         self.lasting_s: float | None = None
         """For how long this answer may be believed; None: as long as the revision is the same."""
+
+    def __str__(self) -> str:
+        """Made only when somebody wants to read it: each name that is not there is such an error."""
+        shown = os.fsdecode(self._path)
+        return f"{os.strerror(self.errno)}: {shown!r}" if shown else os.strerror(self.errno)
 
 
 class StaleInodeError(PathError):

@@ -37,7 +37,7 @@ class File:
         self.entry = found.entry
         self._page = found.page
         self._fetcher = fetcher
-        self._content = found.record.content
+        self._content = found.content
         self._whole = self._whole_piece()
         self._recipe = None if self._whole else recipe_of(self.entry, self._content)
         self._page_offsets = [offset for offset, _ in self._content.location_pages]

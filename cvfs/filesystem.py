@@ -8,6 +8,9 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar
 
+import msgspec
+from msgspec.structs import replace
+
 from cvfs import about
 from cvfs.appearance import Appearance
 from cvfs.cache.memory import Memory
@@ -18,6 +21,7 @@ from cvfs.format.tree.lookup import Found
 from cvfs.inodes import ROOT_INODE
 from cvfs.model import Entry, split
 from cvfs.repository import Repository
+from cvfs.seen import Seen
 
 T = TypeVar("T")
 
@@ -41,7 +45,7 @@ _DOT = Entry(b".", stat.S_IFDIR | 0o755, 0, 0, 0, 0, 2, 0, 0, b"", b"", ())
 AS_PUBLISHED = Appearance()
 
 
-class Node(NamedTuple):
+class Node(msgspec.Struct, frozen=True, gc=False):
     """An inode: what stat(2) needs beside the entry. `blocks` are of 512 bytes and count what is stored, not holes.
 
     `lasting_s` is for how long this, and its name, may be believed; None: as long as the revision is the same.
@@ -54,7 +58,7 @@ class Node(NamedTuple):
     lasting_s: float | None = None
 
 
-class Item(NamedTuple):
+class Item(msgspec.Struct, frozen=True, gc=False):
     """One line of a listing; `cookie` continues the listing behind it."""
 
     name: bytes
@@ -83,6 +87,7 @@ class View(Protocol):
     def xattrs_nowait(self, inode: int) -> tuple[tuple[bytes, bytes], ...]: ...
     def xattr_nowait(self, inode: int, name: bytes) -> bytes | None: ...
     def file_nowait(self, inode: int) -> File: ...
+    def read_nowait(self, inode: int, offset: int, length: int) -> bytes | memoryview | None: ...
     def space(self, inode: int = ...) -> Space: ...
 
 
@@ -100,6 +105,7 @@ class FileSystem:
         self._directories: Memory[int, bytes] = Memory(_DIRECTORIES)
         self._files: Memory[int, File] = Memory(_FILE_LOCATIONS)
         self._runs: Memory[tuple[int, int], bytes] = Memory(_RUNS)
+        self._seen = Seen()
 
     def switch(self, repository: Repository) -> None:
         """Go on with another revision of the same repository.
@@ -109,6 +115,7 @@ class FileSystem:
         """
         self.repository = repository
         self._runs = Memory(_RUNS)
+        self._seen = Seen()
 
     async def bring(self, question: Callable[[], T]) -> T:
         """The answer to a `nowait` question, however long it takes (no longer than the fetcher's deadline)."""
@@ -118,10 +125,13 @@ class FileSystem:
         """The inode that directory `parent` lists as `name`. Raises PathError: ENOENT, ENOTDIR, ENAMETOOLONG."""
         if len(name) > 255:
             raise PathError(errno.ENAMETOOLONG)
-        found = self.repository.lookup_nowait(self._directory_nowait(parent), name)
-        if found is None or not name:
+        repository = self.repository
+        found = repository.lookup_nowait(self._directory_nowait(parent), name) if name else None
+        if found is None:
             raise PathError(errno.ENOENT, name)
-        return self._node_numbered(self.repository.inode_of(found), found)
+        inode = repository.inodes_of(found)[found.index]
+        self._seen.note(inode, found)
+        return self._node_numbered(inode, found)
 
     def getattr_nowait(self, inode: int) -> Node:
         """The inode itself; of a directory, as the current revision has it."""
@@ -174,23 +184,42 @@ class FileSystem:
         """The content of a regular file. Raises PathError EISDIR or EINVAL if it is none."""
         file = self._files.get(inode)
         if file is None:
-            found = self._found_nowait(inode)
-            if not found.entry.is_regular:
-                raise PathError(errno.EISDIR if found.entry.is_directory else errno.EINVAL)
-            file = File(found, self.repository.fetcher)
+            file = self._opened_nowait(inode)
             self._files.put(inode, file, file.weight)
         return file
+
+    def read_nowait(self, inode: int, offset: int, length: int) -> bytes | memoryview | None:
+        """Bytes of a regular file, where that needs no wait, else None; raises as `file_nowait` does.
+
+        Nothing is kept of a file that one question is enough for.
+        """
+        file = self._files.get(inode)
+        if file is None:
+            file = self._opened_nowait(inode)
+            if offset or file.entry.size > length:
+                self._files.put(inode, file, file.weight)
+        return file.read_nowait(offset, length)
 
     def space(self, inode: int = ROOT_INODE) -> Space:
         """The size of the file system that an inode is in."""
         summary = self.repository.manifest.summary
         return Space(summary.size_bytes, summary.entries)
 
+    def _opened_nowait(self, inode: int) -> File:
+        found = self._found_nowait(inode)
+        if not found.entry.is_regular:
+            raise PathError(errno.EISDIR if found.entry.is_directory else errno.EINVAL)
+        return File(found, self.repository.fetcher)
+
     def _found_nowait(self, inode: int) -> Found:
         """The record that has a number. The index is only a hint: the record itself says what its number is.
 
         Raises StaleInodeError: no page taken in explains the number.
         """
+        where = self._seen.where(inode)
+        if where is not None:
+            page, number, index = where
+            return Found(page, self.repository.leaf_nowait(page), number, index)
         if inode == self.repository.root_inode:
             return self.repository.find_nowait(b"")
         place = self.repository.fetcher.place_of(inode)
@@ -213,10 +242,11 @@ class FileSystem:
         return path
 
     def _node_numbered(self, inode: int, found: Found) -> Node:
-        entry = found.entry
+        group, index = found.group, found.index
+        entry = group.entries[index]
         if entry.target or self._appearance.changes_owners:
             entry = self._appearance.show(entry)
-        return make_node(inode, entry, found.group.contents[found.index])
+        return make_node(inode, entry, group.contents[index])
 
     def _dots(self, inode: int, path: bytes) -> list[Item]:
         """The two lines that POSIX has at the start of every listing. Of their nodes only number and type count."""
@@ -258,24 +288,24 @@ class FileSystem:
             if entry.target or changes_owners:
                 entry = self._appearance.show(entry)
             items.append(Item(entry.name, make_node(inodes[index], entry, group.contents[index]), base + index))
+        self._seen.note_all(inodes[first:last], found, first)
         # If another directory follows in the page, this one ends here.
         if last == len(group.entries) and found.number + 1 < len(found.leaf.groups):
-            items[-1] = items[-1]._replace(cookie=END)
+            items[-1] = replace(items[-1], cookie=END)
         return items
 
 
 def make_node(inode: int, entry: Entry, content: WireContent | None) -> Node:
+    if content is not None:
+        return Node(inode, entry, entry.size, _stored_bytes(entry, content) + 511 >> 9)
     if stat.S_ISDIR(entry.mode):
         return Node(inode, entry, DIRECTORY_BYTES, DIRECTORY_BYTES // 512)
-    return Node(inode, entry, entry.size, _stored_bytes(entry, content) + 511 >> 9)
+    return Node(inode, entry, entry.size, 0)
 
 
-def _stored_bytes(entry: Entry, content: WireContent | None) -> int:
+def _stored_bytes(entry: Entry, content: WireContent) -> int:
     """The bytes of a file that are not in a hole; of a file of very many chunks, its size."""
-    if content is None:
-        return 0
-    if content.location_pages:
-        return entry.size
-    if len(content.locations) == 1:
-        return content.locations[0].length
-    return sum(location.length for location in content.locations)
+    locations = content.locations
+    if len(locations) == 1:
+        return locations[0].length
+    return sum([location.length for location in locations]) if locations else entry.size

@@ -9,6 +9,8 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
+from msgspec.structs import replace
+
 from cvfs import about, missing
 from cvfs.cache.index import Place
 from cvfs.cache.memory import Memory
@@ -144,6 +146,12 @@ class Forest:
             raise PathError(errno.EISDIR)
         return self._filesystem_nowait(inode).file_nowait(inode)
 
+    def read_nowait(self, inode: int, offset: int, length: int) -> bytes | memoryview | None:
+        """Bytes of a regular file, as `FileSystem.read_nowait`."""
+        if inode == ROOT_INODE or self._trees.rooted_nowait(inode):
+            raise PathError(errno.EISDIR)
+        return self._filesystem_nowait(inode).read_nowait(inode, offset, length)
+
     def space(self, inode: int = ROOT_INODE) -> Space:
         """The size of the repository that an inode is in; at the root, of all that are open."""
         tree = None if inode == ROOT_INODE else self._owner_nowait(inode)
@@ -170,7 +178,7 @@ class Forest:
 
     def _root_nowait(self) -> Node:
         count, mtime_ns = len(self._trees.listed_nowait()), self._trees.mtime_ns_nowait()
-        return _directory(ROOT_INODE, 2 + count, mtime_ns)._replace(lasting_s=NAMES_S)
+        return replace(_directory(ROOT_INODE, 2 + count, mtime_ns), lasting_s=NAMES_S)
 
 
 def _outside(tree: Tree) -> Node:
@@ -179,12 +187,12 @@ def _outside(tree: Tree) -> Node:
     if filesystem is None:
         return _from_afar(tree)
     node = filesystem.getattr_nowait(tree.root_inode)
-    return node._replace(lasting_s=NAMES_S if node.lasting_s is None else min(node.lasting_s, NAMES_S))
+    return replace(node, lasting_s=NAMES_S if node.lasting_s is None else min(node.lasting_s, NAMES_S))
 
 
 def _from_afar(tree: Tree) -> Node:
     """The root of a repository as the listing of a forest has it, where only the type counts."""
-    return _directory(tree.root_inode, 2, 0)._replace(lasting_s=0.0)
+    return replace(_directory(tree.root_inode, 2, 0), lasting_s=0.0)
 
 
 def _directory(inode: int, nlink: int, mtime_ns: int) -> Node:

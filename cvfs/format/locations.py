@@ -133,7 +133,7 @@ def resolve(content: WireContent | None, packs: tuple[BlobRef, ...]) -> Content:
     """The content with its packs by reference."""
     if content is None:
         return NO_CONTENT
-    return Content(tuple(resolve_location(location, packs) for location in content.locations), content.location_pages)
+    return Content(tuple([resolve_location(location, packs) for location in content.locations]), content.location_pages)
 
 
 def resolve_location(wire: WireLocation, packs: tuple[BlobRef, ...]) -> Location:

@@ -90,7 +90,7 @@ class Handlers:
 
     def _read(self, request: Request) -> Reply:
         read = requests.decode_read(request.data)
-        data = self._filesystem.file_nowait(request.node).read_nowait(read.offset, read.size)
+        data = self._filesystem.read_nowait(request.node, read.offset, read.size)
         if data is None:
             raise _DataMissing
         return replies.encode_read(request.unique, data)
@@ -147,9 +147,10 @@ def _done(request: Request) -> Reply:
 
 def encode_node(node: Node) -> Attr:
     """What the kernel is told of an inode."""
-    inode, entry, size, blocks, _ = node
+    entry = node.entry
     mode, uid, gid, rdev = entry.mode, entry.uid, entry.gid, entry.rdev
-    return replies.encode_attr(inode, mode, entry.nlink, uid, gid, rdev, size, blocks, BLOCK_BYTES, entry.mtime_ns)
+    blocks, mtime_ns = node.blocks, entry.mtime_ns
+    return replies.encode_attr(node.inode, mode, entry.nlink, uid, gid, rdev, node.size, blocks, BLOCK_BYTES, mtime_ns)
 
 
 def _dirent(item: Item) -> bytes:
@@ -158,7 +159,7 @@ def _dirent(item: Item) -> bytes:
 
 def _direntplus(item: Item) -> bytes:
     """Of `.` and `..` the kernel takes the name alone; with node 0 it need not be told more."""
-    name, node, cookie = item
+    name, node = item.name, item.node
     number = 0 if name in _DOTS else node.inode
     validity = _FOREVER if node.lasting_s is None else _validity(node.lasting_s)
-    return replies.encode_direntplus(name, number, node.entry.mode >> 12, cookie, encode_node(node), validity)
+    return replies.encode_direntplus(name, number, node.entry.mode >> 12, item.cookie, encode_node(node), validity)

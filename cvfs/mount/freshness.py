@@ -4,6 +4,8 @@ import logging
 import time
 from typing import Any
 
+from msgspec.structs import replace
+
 from cvfs.appearance import Appearance
 from cvfs.errors import ExpiredError, PathError
 from cvfs.file import File
@@ -90,18 +92,18 @@ class StrictFileSystem(FileSystem):
     def lookup_nowait(self, parent: int, name: bytes) -> Node:
         lasting_s = self._check()
         try:
-            return super().lookup_nowait(parent, name)._replace(lasting_s=lasting_s)
+            return replace(super().lookup_nowait(parent, name), lasting_s=lasting_s)
         except PathError as error:
             error.lasting_s = lasting_s
             raise
 
     def getattr_nowait(self, inode: int) -> Node:
-        return super().getattr_nowait(inode)._replace(lasting_s=self._check())
+        return replace(super().getattr_nowait(inode), lasting_s=self._check())
 
     def listing_nowait(self, inode: int, cookie: int = 0, *limits: int) -> list[Item]:
         lasting_s = self._check()
         items = super().listing_nowait(inode, cookie, *limits)
-        return [item._replace(node=item.node._replace(lasting_s=lasting_s)) for item in items]
+        return [replace(item, node=replace(item.node, lasting_s=lasting_s)) for item in items]
 
     def readlink_nowait(self, inode: int) -> bytes:
         self._check()
@@ -110,3 +112,7 @@ class StrictFileSystem(FileSystem):
     def file_nowait(self, inode: int) -> File:
         self._check()
         return super().file_nowait(inode)
+
+    def read_nowait(self, inode: int, offset: int, length: int) -> bytes | memoryview | None:
+        self._check()
+        return super().read_nowait(inode, offset, length)

@@ -91,6 +91,7 @@ def test_an_index_that_lies_is_not_believed(small: World, monkeypatch: pytest.Mo
         beyond = wrong._replace(position=60_000)
         for place in (wrong, beyond, wrong._replace(repository=5)):
             monkeypatch.setattr(client.cache.index, "find", lambda _, place=place: place)
+            client.fs.switch(client.repository)  # what it has just shown it would not ask the index for
             refuses(errno.ESTALE, lambda: client.fs.getattr_nowait(tool.inode))
 
     small.run(work)

@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -240,3 +241,6 @@ def test_strict_obeys_what_others_have_accepted_and_nobody_means_no() -> None:
         strict._heads = Known(known, stored)  # type: ignore[assignment]
         with pytest.raises(ExpiredError, match=said):
             strict._check()
+        for question in (partial(strict.read_nowait, 7, 0, 1), partial(strict.file_nowait, 7)):
+            with pytest.raises(ExpiredError, match=said):
+                question()
