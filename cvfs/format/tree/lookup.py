@@ -24,8 +24,7 @@ END = Key(b"\xff" * (MAX_PATH_BYTES + 1), b"")
 """Behind every key there can be."""
 
 _RUNS: Final = 1024
-"""Of as many directories a tree remembers where it found something last: about 300 KB, and more than are looked into at
-a time."""
+"""So many a tree remembers: about 300 KB, and more than are looked into at a time."""
 
 
 class Ref(NamedTuple):
@@ -46,8 +45,29 @@ class Run(msgspec.Struct, frozen=True, gc=False):
     first: bytes
     end: bytes | None
 
-    def covers(self, name: bytes) -> bool:
-        return self.first <= name and (self.end is None or name < self.end)
+
+class Runs:
+    """Those of one directory that are known, in order, with gaps between them."""
+
+    __slots__ = ("_firsts", "_runs")
+
+    def __init__(self) -> None:
+        self._firsts: list[bytes] = []
+        self._runs: list[Run] = []
+
+    def around(self, name: bytes) -> Run | None:
+        """The one that `name` is in, if it is known."""
+        number = bisect_right(self._firsts, name)
+        if not number:
+            return None
+        run = self._runs[number - 1]
+        return run if run.end is None or name < run.end else None
+
+    def add(self, run: Run) -> None:
+        """Know one more."""
+        number = bisect_left(self._firsts, run.first)
+        self._firsts.insert(number, run.first)
+        self._runs.insert(number, run)
 
 
 class Found(msgspec.Struct, frozen=True, gc=False):
@@ -78,16 +98,17 @@ class Found(msgspec.Struct, frozen=True, gc=False):
 class Tree:
     """The tree below the page `root` of level `level`. Holds no pages: `load` brings each when it is needed.
 
-    Names are mostly looked up beside those before. So a tree remembers of the directories that were looked into lately
-    where the names around the last one stand, and need not descend for its neighbours. As it holds no pages, what it
-    remembers is about pages that may be gone; but not about another tree: each begins with nothing.
+    Names are mostly looked up beside those before. So a tree remembers to which leaves it has descended, for which
+    names of which directories, and does not do so again. What it remembers is of pages that may not be in memory any
+    more, but never of another tree: each begins with nothing.
     """
 
     def __init__(self, root: BlobRef, level: int, load: Load) -> None:
         self.root = root
         self.level = level
         self._load = load
-        self._runs: dict[bytes, Run] = {}
+        self._runs: dict[bytes, Runs] = {}
+        self._known = 0
 
     @property
     def root_ref(self) -> Ref:
@@ -146,8 +167,9 @@ class Tree:
     def _near(self, directory: bytes, name: bytes) -> tuple[Found | None, bytes | None]:
         """The first record of `directory` that is not before `name`, if it stands in the leaf that would have `name`;
         and the name from which on the directory goes on in another leaf, None if this is the last."""
-        run = self._runs.get(directory)
-        if run is not None and run.covers(name):
+        runs = self._runs.get(directory)
+        run = None if runs is None else runs.around(name)
+        if run is not None:
             leaf = self._load(run.page)
             assert isinstance(leaf, Leaf)  # as it was when it was come to from the root
         else:
@@ -163,9 +185,11 @@ class Tree:
 
     def _remember(self, directory: bytes, run: Run) -> Run:
         """When there are too many, all are forgotten: each that is still in use costs one more descent."""
-        if len(self._runs) >= _RUNS:
+        if self._known >= _RUNS:
             self._runs.clear()
-        self._runs[directory] = run
+            self._known = 0
+        self._runs.setdefault(directory, Runs()).add(run)
+        self._known += 1
         return run
 
     def _descend(self, key: Key) -> tuple[Ref, Leaf]:
