@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -27,7 +27,7 @@ _RUNS: Final = 1024
 """So many a tree remembers: about 300 KB, and more than are looked into at a time."""
 
 
-class Ref(NamedTuple):
+class Ref(msgspec.Struct, frozen=True, gc=False):
     """What is known of a page before it is loaded: its level, its first key, and one behind all of its keys."""
 
     blob: BlobRef
