@@ -40,7 +40,7 @@ class File:
         self._content = found.content
         self._whole = self._whole_piece()
         self._recipe = None if self._whole else recipe_of(self.entry, self._content)
-        self._page_offsets = [offset for offset, _ in self._content.location_pages]
+        self._page_offsets = [] if self._whole else [offset for offset, _ in self._content.location_pages]
 
     @property
     def weight(self) -> int:

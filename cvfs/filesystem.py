@@ -218,8 +218,7 @@ class FileSystem:
         """
         where = self._seen.where(inode)
         if where is not None:
-            page, number, index = where
-            return Found(page, self.repository.leaf_nowait(page), number, index)
+            return Found(where.page, self.repository.leaf_nowait(where.page), where.number, where.index)
         if inode == self.repository.root_inode:
             return self.repository.find_nowait(b"")
         place = self.repository.fetcher.place_of(inode)

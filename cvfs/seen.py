@@ -8,21 +8,28 @@ from collections.abc import Sequence
 from itertools import repeat
 from typing import Final
 
+import msgspec
+
 from cvfs.format.tree.lookup import Found
 from cvfs.model import BlobRef
 
-Where = tuple[BlobRef, int, int]
-"""The page of a record, the number of its group, and its index there, as in `Found`."""
-
 _NUMBERS: Final = 4096
-"""Of the last so many, or of twice as many, the places are held: 1 MB."""
+"""The last so many are known, or up to twice as many: 1 MB."""
+
+
+class Where(msgspec.Struct, frozen=True, gc=False):
+    """A record, as in `Found`, but without its page."""
+
+    page: BlobRef
+    number: int
+    index: int
 
 
 class Seen:
-    """Places by inode number, of one revision. It holds on to no page.
+    """Where records stand, by inode number, in one revision. It holds on to no page.
 
     When there are too many, those are forgotten that were not shown since it was last so: two tables, of which the
-    older one is dropped, cost a tenth of what it does to know the order in which each was used.
+    older one is dropped, cost half of what it does to know the order in which each was used.
     """
 
     def __init__(self) -> None:
@@ -38,13 +45,13 @@ class Seen:
 
     def note(self, inode: int, found: Found) -> None:
         """A record is shown."""
-        self._new[inode] = found.page, found.number, found.index
+        self._new[inode] = Where(found.page, found.number, found.index)
         self._bound()
 
     def note_all(self, inodes: Sequence[int], found: Found, first: int) -> None:
         """The records of the group of `found` are shown that have these numbers, from the one at index `first` on."""
-        places = zip(repeat(found.page), repeat(found.number), range(first, first + len(inodes)))
-        self._new.update(zip(inodes, places, strict=False))
+        indices = range(first, first + len(inodes))
+        self._new.update(zip(inodes, map(Where, repeat(found.page), repeat(found.number), indices), strict=True))
         self._bound()
 
     def _bound(self) -> None:

@@ -133,7 +133,10 @@ def resolve(content: WireContent | None, packs: tuple[BlobRef, ...]) -> Content:
     """The content with its packs by reference."""
     if content is None:
         return NO_CONTENT
-    return Content(tuple([resolve_location(location, packs) for location in content.locations]), content.location_pages)
+    locations = content.locations
+    if len(locations) == 1:  # as nearly all have
+        return Content((resolve_location(locations[0], packs),), content.location_pages)
+    return Content(tuple([resolve_location(location, packs) for location in locations]), content.location_pages)
 
 
 def resolve_location(wire: WireLocation, packs: tuple[BlobRef, ...]) -> Location:

@@ -43,7 +43,7 @@ def test_against_a_table_that_forgets_nothing(lines: list[tuple[int, int, int, i
                 seen.note(first, found)
             for at, inode in enumerate(noted):
                 everything.pop(inode, None)
-                everything[inode] = PAGES[page], number, index + at
+                everything[inode] = Where(PAGES[page], number, index + at)
             for inode in range(70):
                 assert seen.where(inode) in (None, everything.get(inode))
             for inode in list(everything)[-bound + 5 :]:

@@ -74,7 +74,8 @@ def encode_read(unique: int, *parts: bytes | memoryview) -> tuple[bytes | memory
     """READ: the buffers of a writev(2), so that nothing is copied. Fewer bytes than asked for: the end."""
     if len(parts) > MAX_PARTS:
         parts = (b"".join(parts),)
-    return _HEADER.pack(HEADER_BYTES + sum(map(len, parts)), 0, unique), *parts
+    size = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
+    return _HEADER.pack(HEADER_BYTES + size, 0, unique), *parts
 
 
 def encode_error(unique: int, number: int) -> bytes:
