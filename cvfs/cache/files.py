@@ -23,6 +23,9 @@ NOT_A_FILE = (errno.ELOOP, errno.EISDIR, errno.ESPIPE, errno.ENXIO)
 STAMP_S = 600.0
 """How exactly it is known when a file was last used: its time is set anew only if it is older than that."""
 
+_WIPES = 3
+"""So often the directory of a file may vanish while it is written: somebody removes or renames the cache."""
+
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # whatever is there, opening does not wait
 
 
@@ -88,11 +91,12 @@ class DigestFiles:
         """
         path = self.path(name)
         try:
-            try:
-                self._write(path, data)
-            except FileNotFoundError:
+            for _ in range(_WIPES):
+                with contextlib.suppress(FileNotFoundError):
+                    self._write(path, data)
+                    return
                 self._directory.make(os.path.dirname(path))
-                self._write(path, data)
+            self._write(path, data)
         except OSError as error:
             raise as_cache_error(f"cannot write to the cache {self._directory.path}", error) from error
 

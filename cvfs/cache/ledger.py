@@ -186,7 +186,10 @@ class Ledger:
         try:
             flock.wait_byte(fd, _MUTEX, _DEADLINE_S)
             try:
-                sums = change(_decode(os.pread(fd, _SIZE + 1, 0)) or self._begin())
+                found = _decode(os.pread(fd, _SIZE + 1, 0))
+                sums = change(found or self._begin())
+                if found is None:  # there may be more than one record has
+                    os.ftruncate(fd, 0)
                 os.pwrite(fd, _encode(sums), 0)
             finally:
                 flock.unlock_byte(fd, _MUTEX)

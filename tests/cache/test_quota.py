@@ -287,7 +287,7 @@ def test_a_lower_limit_is_reached_at_once_and_by_maintenance_alone(cache: Cache)
         lower.close()
 
 
-@pytest.mark.parametrize("damage", [b"", b"short", bytes(76), b"x" * 76, "altered", "lost"])
+@pytest.mark.parametrize("damage", [b"", b"short", bytes(76), b"x" * 76, bytes(100), "altered", "lost"])
 def test_a_ledger_that_is_lost_or_damaged_is_made_anew(cache: Cache, damage: bytes | str) -> None:
     store(cache, *range(60))
     ledger = cache.directory.path / "usage"

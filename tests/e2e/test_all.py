@@ -224,6 +224,7 @@ def test_bind_mount_sees_what_is_opened_later(field: Field, tmp_path: Path) -> N
     name = "later.example.org"
     field.stores[name] = Store(field.top / "served" / name, name)
     field.publish(name, "one")
+    field.read(GOOD[0])
     url = str(field.status(GOOD[0])["url"]).replace(GOOD[0], name)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as container:
         assert container.stdin is not None
