@@ -15,6 +15,7 @@ from cvfs import about
 from cvfs.appearance import Appearance
 from cvfs.cache.memory import Memory
 from cvfs.errors import PathError, StaleInodeError
+from cvfs.fetcher import NumberLost
 from cvfs.file import File
 from cvfs.format.locations import WireContent
 from cvfs.format.tree.lookup import Found
@@ -224,7 +225,8 @@ class FileSystem:
         place = self.repository.fetcher.place_of(inode)
         found = None if place is None else self.repository.located_nowait(place)
         if found is None or self.repository.inode_of(found) != inode:
-            raise StaleInodeError(inode)
+            mender = self.repository.fetcher.mender
+            raise NumberLost(inode, [mender]) if mender.is_of_use else StaleInodeError(inode)
         return found
 
     def _directory_nowait(self, inode: int) -> bytes:

@@ -15,6 +15,7 @@ from cvfs import about, missing
 from cvfs.cache.index import Place
 from cvfs.cache.memory import Memory
 from cvfs.errors import PathError, StaleInodeError
+from cvfs.fetcher import NumberLost
 from cvfs.file import File
 from cvfs.filesystem import FileSystem, Item, Node, Space, make_node
 from cvfs.inodes import ROOT_INODE
@@ -171,10 +172,20 @@ class Forest:
         if tree is None:
             tree = self._trees.rooted_nowait(inode)
             place = None if tree else self._place_of(inode)
-            tree = tree if place is None else self._trees.numbered_nowait(place.repository)
+            if place is not None:
+                tree = self._trees.numbered_nowait(place.repository)
+            elif tree is None:
+                self._check_lost(inode)
             if tree is not None:
                 self._owners.put(inode, tree, 1)
         return tree
+
+    def _check_lost(self, inode: int) -> None:
+        """Raise NumberLost if a number that the index does not know may be found."""
+        menders = [filesystem.repository.fetcher.mender for filesystem in self._trees.opened()]
+        of_use = [mender for mender in menders if mender.is_of_use]
+        if of_use:
+            raise NumberLost(inode, of_use)
 
     def _root_nowait(self) -> Node:
         count, mtime_ns = len(self._trees.listed_nowait()), self._trees.mtime_ns_nowait()

@@ -67,14 +67,15 @@ class InodeIndex:
         next(self._places.usable())
         self._places.open_those_there()
 
-    def adopt(self, numbering: Numbering, page: BlobRef, leaf: Leaf) -> Numbers:
+    def adopt(self, numbering: Numbering, page: BlobRef, leaf: Leaf, *, anew: bool = False) -> Numbers:
         """The inode number of each record of `leaf`, the page `page` of a repository; `find` knows them from now on.
+        `anew`: they are put there also if that was done before, by whoever sees that some are lost.
 
         Raises FormatError: its entries were made to have one number. CacheError: the disk failed.
         """
         identities = [numbering.entries(group.directory, group.entries) for group in leaf.groups]
         with self._lock:
-            self._take_in((numbering.seed, page), list(chain.from_iterable(identities)))
+            self._take_in((numbering.seed, page), list(chain.from_iterable(identities)), anew=anew)
             self._trim_sometimes(sum(map(len, identities)))
         return [self._numbers(numbering.seed, group) for group in identities]
 
@@ -105,12 +106,19 @@ class InodeIndex:
         except OSError as error:
             raise as_cache_error("cannot read the inode index", error) from error
 
+    def leaves_of(self, seed: int) -> list[BlobRef]:
+        """The leaves that were adopted of the repository with this seed. Raises CacheError: the disk failed."""
+        try:
+            return list(dict.fromkeys(page for part in self._places.parts for page in part.leaves.of(seed)))
+        except OSError as error:
+            raise as_cache_error("cannot read the inode index", error) from error
+
     def close(self) -> None:
         self._places.close()
 
-    def _take_in(self, owner: Owner, identities: Sequence[Identity]) -> None:
+    def _take_in(self, owner: Owner, identities: Sequence[Identity], *, anew: bool) -> None:
         """Put a leaf in, unless it is there."""
-        if self._is_known(owner) and not any(part.table.contested for part in self._places.parts):
+        if not anew and self._is_known(owner) and not any(part.table.contested for part in self._places.parts):
             return
         self._places.open_those_there()  # they may have these numbers
         for place, part in self._places.usable():

@@ -48,6 +48,11 @@ class LeafList:
         self._read_on()
         return {page.id for _, page in self._list}
 
+    def of(self, seed: int) -> list[BlobRef]:
+        """Those of the repository with this seed."""
+        self._read_on()
+        return [page for owner, page in self._list if owner == seed]
+
     def next_number(self) -> int:
         """The number of the leaf that is added next, for which there is space now. Only one process at a time may."""
         self._read_on()

@@ -7,6 +7,7 @@ from cvfs.cache.index import Place
 from cvfs.fetcher.blobs import Blobs, Counters
 from cvfs.fetcher.exploding import Exploder
 from cvfs.fetcher.keeping import Keeper
+from cvfs.fetcher.mending import Mender, NumberLost
 from cvfs.fetcher.packs import INLINE_BYTES, Packs
 from cvfs.fetcher.pages import PageMissing, Pages
 from cvfs.fetcher.shared import Budget, Shared
@@ -14,7 +15,7 @@ from cvfs.inodes import Identity, Numbering
 from cvfs.mirrors import Mirrors
 from cvfs.model import Digest
 
-__all__ = ["INLINE_BYTES", "Budget", "Counters", "Fetcher", "PageMissing", "Shared"]
+__all__ = ["INLINE_BYTES", "Budget", "Counters", "Fetcher", "NumberLost", "PageMissing", "Shared"]
 
 
 class Fetcher:
@@ -41,6 +42,7 @@ class Fetcher:
         self._mirrors, self._cache = mirrors, cache
         self._pages = Pages(blobs, numbering, shared)
         self._keeper = Keeper(blobs)
+        self.mender = Mender(blobs, numbering)
         self.exploder = Exploder(blobs, self._pages, self._keeper)
         self._packs = Packs(blobs, shared, self._keeper, self.exploder)
         self.numbering = numbering

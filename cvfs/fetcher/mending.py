@@ -1,0 +1,72 @@
+"""Inode numbers that the index has lost, found again.
+
+The kernel asks for what it was told of by number, and the index knows each number that was given out. Where it does not,
+its file was damaged: then all leaves that it lists are put into it once more, out of the cache.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from cvfs.errors import CvfsError
+from cvfs.fetcher.blobs import Blobs
+from cvfs.format.blob import unseal
+from cvfs.format.pages import Leaf, decode_page
+from cvfs.inodes import Numbering
+from cvfs.missing import Missing
+
+log = logging.getLogger(__name__)
+
+_REST_S: Final = 60.0
+"""After all leaves were put there, what is not found is taken to be a number that nobody gave out. A thousand files take
+20 ms."""
+
+
+class NumberLost(Missing):
+    """The index does not know a number: have it mended, then ask again."""
+
+    def __init__(self, inode: int, menders: "Sequence[Mender]") -> None:
+        super().__init__(f"inode number {inode:#x}")
+        self._menders = menders
+
+    async def bring(self) -> None:
+        for mender in self._menders:
+            await mender.mend()
+
+
+class Mender:
+    """Of the numbers of one repository."""
+
+    def __init__(self, blobs: Blobs, numbering: Numbering) -> None:
+        self._blobs, self._cache, self._numbering = blobs, blobs.cache, numbering
+        self._resting_until = -math.inf
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether to mend the index may find a number that is not in it."""
+        return time.monotonic() >= self._resting_until
+
+    async def mend(self) -> None:
+        """Put all leaves there that are listed there and in the cache. A disk that fails is no error."""
+        await self._blobs.flights.join(("mend", self._numbering.seed), self._mend)
+
+    async def _mend(self) -> None:
+        try:
+            await self._blobs.in_thread(self._put_all)
+        except CvfsError as error:
+            log.warning("the inode index lacks a number that was given out, and cannot be mended: %s", error)
+        self._resting_until = time.monotonic() + _REST_S
+
+    def _put_all(self) -> None:
+        index, seed = self._cache.index, self._numbering.seed
+        leaves = index.leaves_of(seed)
+        log.warning(
+            "the inode index lacks a number that was given out: putting %d leaves into it once more", len(leaves)
+        )
+        for ref in leaves:
+            stored = self._cache.blobs.load(ref.id, ref.stored_size)
+            page = None if stored is None else decode_page(unseal(ref, stored, "the cache"))
+            if isinstance(page, Leaf):
+                index.adopt(self._numbering, ref, page, anew=True)
