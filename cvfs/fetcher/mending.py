@@ -1,7 +1,7 @@
 """Inode numbers that the index has lost, found again.
 
-The kernel asks for what it was told of by number, and the index knows each number that was given out. Where it does not,
-its file was damaged: then all leaves that it lists are put into it once more, out of the cache.
+The kernel asks for what it was told of by number, and the index knows each number that was given out. Where it does
+not, its file was damaged: then all leaves that it lists are put into it once more, out of the cache.
 """
 
 import logging
@@ -20,8 +20,8 @@ from cvfs.missing import Missing
 log = logging.getLogger(__name__)
 
 _REST_S: Final = 60.0
-"""After all leaves were put there, what is not found is taken to be a number that nobody gave out. A thousand files take
-20 ms."""
+"""After all leaves were put there, what is not found is taken to be a number that nobody gave out. To put a thousand
+files there takes 20 ms."""
 
 
 class NumberLost(Missing):

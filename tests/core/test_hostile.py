@@ -91,7 +91,12 @@ def test_false_size_is_refused_and_drops_nothing_that_others_use(world: World, c
     pack = crafted.seal(honest + b"!")
     manifest = crafted.manifest([file(b"lie", pack, digest(honest), size)])
     world.publish({"tool": honest})
-    assert world.read(b"tool") == [honest]
+
+    async def fill(client: Client) -> None:
+        assert await client.read(b"tool") == honest
+        await client.explode()
+
+    world.run(fill)
     [kept] = (world.cache / "objects").glob("??/*")
 
     async def work(client: Client) -> None:
