@@ -188,9 +188,10 @@ def store(cache: Cache, pieces: Iterable[Piece], plain: bytes) -> list[Integrity
 
     Raises CacheError: the disk failed; the pieces before that are stored.
     """
-    right, wrong = [], []
+    right: dict[Hashable, tuple[Piece, memoryview]] = {}
+    wrong = []
     for piece in pieces:
-        if _is_there(cache, piece):
+        if piece.key in right or _is_there(cache, piece):
             continue
         at = piece.location
         data = memoryview(plain)[at.pack_offset : at.pack_offset + at.length]
@@ -199,8 +200,8 @@ def store(cache: Cache, pieces: Iterable[Piece], plain: bytes) -> list[Integrity
         except IntegrityError as error:
             wrong.append(error)
             continue
-        right.append((piece, data))
-    for batch in _batches(right):
+        right[piece.key] = piece, data
+    for batch in _batches(list(right.values())):
         with cache.quota.reserve([len(data) for _, data in batch]) as reservation:
             for piece, data in batch:
                 reservation.fill(len(data), partial(_put, cache, piece, data))

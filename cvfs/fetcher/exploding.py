@@ -31,25 +31,39 @@ log = logging.getLogger(__name__)
 _PACKS: Final = 4096
 """Of this many it is remembered what was read of them: 4 GiB of small files."""
 
+_LEAVES: Final = 64
+"""Of a pack's leaves so many are looked at: a licence text is in one pack, and in thousands of leaves."""
+
+_PIECES: Final = 1 << 16
+"""Of a pack so many are made files at once, about: bounds memory, whatever leaves claim to have in it."""
+
 _FULL: Final = 7, 8
 """The part of the limit above which the cache counts as full."""
 
 _FEW: Final = 32
-"""Pieces, and a quarter of the bytes, at most, are few of a pack."""
+_FEW_PART: Final = 4
+"""So many pieces, and this part of the bytes, at most, are few of a pack."""
 
 _FILE_BYTES: Final = 4096
 """What a file may take beside its bytes: the rest of its last block."""
 
 
+_Place = tuple[Digest, int, int]
+"""An object's id, where it begins in its pack, and its length."""
+
+
 class _Noted:
     """What was read of a pack: by way of which leaves, which pieces if they are few, and from the cache or not."""
 
-    __slots__ = ("few", "has_news", "leaves", "ref", "was_used")
+    __slots__ = ("few", "has_news", "leaves", "ref", "told", "was_used")
 
     def __init__(self, ref: BlobRef) -> None:
         self.ref = ref
         self.leaves: set[BlobRef] = set()
-        self.few: dict[Digest, Piece] = {}
+        self.few: dict[Digest, int] | None = {}
+        """Lengths by id; None: they are many."""
+        self.told: set[str] = set()
+        """The ids under which there was something else."""
         self.has_news = self.was_used = False
 
 
@@ -65,11 +79,13 @@ class Exploder:
     def note(self, piece: Piece, leaf: BlobRef) -> None:
         """A small object was read out of its pack, which the cache has; `leaf` lists it."""
         noted = self._noting(piece.location.pack)
-        if leaf not in noted.leaves:
+        if leaf not in noted.leaves and len(noted.leaves) < _LEAVES:
             noted.leaves.add(leaf)
             noted.has_news = True
-        if len(noted.few) <= _FEW:
-            noted.few[piece.id] = piece
+        if noted.few is not None:
+            noted.few[piece.id] = piece.location.length
+            if len(noted.few) > _FEW:
+                noted.few = None
 
     def note_kept(self, ref: BlobRef) -> None:
         """The cache is given a pack as it came."""
@@ -83,8 +99,9 @@ class Exploder:
     async def explode(self, rest: float = 0) -> bool:
         """Make files of the packs of which something was read since the last time; False if some are left for the next.
 
-        After each, `rest` times what it took is waited, and nothing more is done once packs are being brought again.
-        Nor is anything while it is unknown how full the cache is. Raises CacheError: the disk failed.
+        After each, `rest` times what it took is waited, and nothing more is done once packs are being brought again, or
+        the disk does not take one. Nor is anything while it is unknown how full the cache is. Raises CacheError: the
+        disk failed.
         """
         if self._cache.quota.use().used_bytes is None:
             return False
@@ -93,7 +110,9 @@ class Exploder:
             if rest and self.activity.goes_on:
                 return False
             start = trio.current_time()
-            await self._explode(noted)
+            if not await self._explode(noted):
+                self._noted.get(noted.ref.id)  # used last: next time it is the turn of others before
+                return False
             await trio.sleep(rest * (trio.current_time() - start))
         return not any(noted.has_news for noted in news)
 
@@ -104,21 +123,35 @@ class Exploder:
             self._noted.put(ref.id, noted, 1)
         return noted
 
-    async def _explode(self, noted: _Noted) -> None:
+    async def _explode(self, noted: _Noted) -> bool:
+        """Whether the disk has not failed."""
         lock = self._cache.locks.try_lock(noted.ref.id)
         if lock is None:  # it is being brought, or another process explodes it
-            return
+            return True
         try:
-            leaves = [await self._leaf(ref) for ref in list(noted.leaves)]
             noted.has_news = False
-            known = [piece for leaf in leaves if leaf for piece in _small_pieces(leaf, noted.ref)]
-            wrong = await self._blobs.keep(self._make_files, noted, known)
+            known = await self._known(noted)
+            few = dict(noted.few) if noted.was_used and noted.few is not None else {}
+            wrong = await self._blobs.keep(self._make_files, noted, known, few)
             if wrong is None:
                 noted.has_news = True
-            else:
-                self._keeper.tell(wrong)
+                return False
+            self._keeper.tell([error for error in wrong if error.wanted not in noted.told])
+            noted.told.update(error.wanted for error in wrong)
         finally:
             lock.release()
+        return True
+
+    async def _known(self, noted: _Noted) -> list[Piece]:
+        """What is known to be in a pack, each once; leaf by leaf, as many together would take much memory."""
+        known: dict[_Place, Piece] = {}
+        for ref in list(noted.leaves):
+            leaf = await self._leaf(ref)
+            if leaf is None:  # it is noted again when it was brought again
+                noted.leaves.discard(ref)
+            elif len(known) < _PIECES:
+                known |= await self._blobs.in_thread(_small_pieces, leaf, noted.ref)
+        return list(known.values())
 
     async def _leaf(self, ref: BlobRef) -> Leaf | None:
         try:
@@ -128,27 +161,27 @@ class Exploder:
             return None
         return page if isinstance(page, Leaf) else None
 
-    def _make_files(self, noted: _Noted, known: list[Piece]) -> list[IntegrityError]:
+    def _make_files(self, noted: _Noted, known: list[Piece], few: dict[Digest, int]) -> list[IntegrityError]:
         """In a thread; returns what was wrong. Raises CacheError: the disk failed; the pack stays."""
         cache, ref = self._cache, noted.ref
-        chosen = self._choose(noted, known)
+        chosen = self._choose(ref, known, few)
         stored = cache.packs.load(ref.id, ref.stored_size) if chosen else None
         if stored is None:
             return []
         wrong = pieces.store(cache, chosen, unseal(ref, stored, "the cache"))
-        noted.few.clear()
-        noted.was_used = False
+        noted.few, noted.was_used = {}, False
         if not wrong and _cover(chosen, ref.plain_size):
             cache.packs.discard(ref.id)
+            cache.quota.evictor.forget_dropped()
         return wrong
 
-    def _choose(self, noted: _Noted, known: list[Piece]) -> list[Piece]:
+    def _choose(self, ref: BlobRef, known: list[Piece], few: dict[Digest, int]) -> list[Piece]:
         """Which of the pieces that are known to be in a pack are made files."""
-        if self._has_room(noted.ref.plain_size + _FILE_BYTES * len(known)):
+        if self._has_room(ref.plain_size + _FILE_BYTES * len(known)):
             return known
         pinned = self._cache.quota.pins.among([piece.id for piece in known])
-        few = noted.few if noted.was_used and _are_few(noted.few.values(), noted.ref) else {}
-        return [piece for piece in known if piece.id in pinned or piece.id in few]
+        are_few = sum(few.values()) <= ref.plain_size // _FEW_PART
+        return [piece for piece in known if piece.id in pinned or (are_few and piece.id in few)]
 
     def _has_room(self, size: int) -> bool:
         """Whether so many bytes more leave the cache not full."""
@@ -158,16 +191,19 @@ class Exploder:
         return use.used_bytes + size <= use.limit_bytes * part // whole
 
 
-def _small_pieces(leaf: Leaf, ref: BlobRef) -> list[Piece]:
-    """The small objects that a leaf lists in a pack."""
-    return [piece for piece in pieces_in_pack(leaf, leaf.packs.index(ref)) if piece.recipe is None]
+def _small_pieces(leaf: Leaf, ref: BlobRef) -> dict[_Place, Piece]:
+    """The small objects that a leaf lists in a pack, each once: many files may have the same content."""
+    if ref not in leaf.packs:  # the same id, and another size: a lie
+        return {}
+    found = (piece for piece in pieces_in_pack(leaf, leaf.packs.index(ref)) if piece.recipe is None)
+    return {(piece.id, piece.location.pack_offset, piece.location.length): piece for piece in found}
 
 
 def _cover(found: Iterable[Piece], plain_size: int) -> bool:
     """Whether pieces are all that is in their pack."""
-    return sum({at.pack_offset: at.length for at in (piece.location for piece in found)}.values()) >= plain_size
-
-
-def _are_few(read: Iterable[Piece], ref: BlobRef) -> bool:
-    lengths = [piece.location.length for piece in read]
-    return len(lengths) <= _FEW and sum(lengths) <= ref.plain_size // 4
+    end = 0
+    for offset, length in sorted((at.pack_offset, at.length) for at in (piece.location for piece in found)):
+        if offset > end:
+            return False
+        end = max(end, offset + length)
+    return end >= plain_size

@@ -6,7 +6,9 @@ import trio
 import trio.testing
 
 from cvfs.cache import Cache
-from cvfs.mount.upkeep import keep_within_limits
+from cvfs.errors import CacheError
+from cvfs.fetcher.activity import Activity
+from cvfs.mount.upkeep import explode_when_idle, keep_within_limits
 
 
 def test_what_could_not_be_counted_is_counted_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +33,36 @@ def test_what_could_not_be_counted_is_counted_soon(tmp_path: Path, monkeypatch: 
     assert [round(second - first) for first, second in pairwise(asked)] == [10, 10, 3600]
     assert cache.quota.ledger.read().counts == 1
     cache.close()
+
+
+def test_packs_are_exploded_once_after_each_time_that_some_were_brought() -> None:
+    """Also when that failed or was not finished: an idle mount is not woken up by what cannot be done."""
+
+    class Failing:
+        def __init__(self) -> None:
+            self.activity = Activity()
+            self.began: list[float] = []
+
+        async def explode(self, rest: float) -> bool:
+            self.began.append(trio.current_time())
+            if len(self.began) == 2:
+                raise CacheError("the disk failed")
+            return len(self.began) == 3
+
+    exploder = Failing()
+
+    async def work() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(explode_when_idle, exploder, trio.Lock())
+            await trio.sleep(60)
+            assert not exploder.began
+            for number in range(1, 4):
+                for _ in range(3):
+                    exploder.activity.note()
+                    await trio.sleep(1)
+                assert len(exploder.began) == number - 1, "while packs are brought"
+                await trio.sleep(60)
+                assert len(exploder.began) == number
+            nursery.cancel_scope.cancel()
+
+    trio.run(work, clock=trio.testing.MockClock(autojump_threshold=0.2))

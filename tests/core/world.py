@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import trio
 
 from cvfs.cache import Cache
+from cvfs.cache.cache import NO_LIMITS
+from cvfs.cache.space import Limits
 from cvfs.fetcher import Budget, Fetcher, Shared
 from cvfs.filesystem import FileSystem, Item, Node
 from cvfs.format.blob import blob_path
@@ -74,9 +76,18 @@ class Client:
 
 @asynccontextmanager
 async def opened(
-    url: str, manifest: Manifest, cache_path: Path, *, deadline_s: float = 10, budget: Budget | None = None
+    url: str,
+    manifest: Manifest,
+    cache_path: Path,
+    *,
+    deadline_s: float = 10,
+    budget: Budget | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> AsyncIterator[Client]:
-    with contextlib.closing(Transport(user_agent="test")) as transport, contextlib.closing(Cache(cache_path)) as cache:
+    with (
+        contextlib.closing(Transport(user_agent="test")) as transport,
+        contextlib.closing(Cache(cache_path, limits)) as cache,
+    ):
         async with trio.open_nursery() as nursery:
             mirrors, numbering = Mirrors(Network(transport), [url]), Numbering(manifest.repository)
             fetcher = Fetcher(mirrors, cache, numbering, nursery, deadline_s=deadline_s, shared=Shared(budget))
