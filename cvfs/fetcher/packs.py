@@ -132,7 +132,8 @@ class Packs:
 
     async def _bring_ahead(self, piece: Piece, around: Around) -> None:
         try:
-            self._counters.ahead += await self._join(piece, around) is not None
+            pack = await self._join(piece, around)
+            self._counters.ahead += pack is not None and pack.was_fetched
         except CvfsError as error:
             log.debug("reading ahead: %s", error)  # who needs it will hear of it
         finally:
@@ -142,14 +143,14 @@ class Packs:
         """The piece's pack; None if the piece itself is in the cache: another process has just put it there."""
         blobs, deadline = self._blobs, self._blobs.deadline()
         ref = piece.location.pack
-        pack = await self._stored(piece)
+        pack = await self._stored(ref)
         if pack is not None:
             return pack
         with contextlib.ExitStack() as held:
             held.callback((await blobs.lock(ref, deadline)).release)
             if await blobs.in_thread(self._in_cache, piece) is not None:
                 return None
-            pack = await self._stored(piece)
+            pack = await self._stored(ref)
             if pack is not None:
                 return pack
             held.callback(await blobs.make_room(self._under_way, ref, deadline))
@@ -164,10 +165,9 @@ class Packs:
                 self._keeper.keep_pieces(pack, piece, around, done)
         return pack
 
-    async def _stored(self, piece: Piece) -> Pack | None:
-        """The pack of a small object, if the cache has it as it came."""
-        ref = piece.location.pack
-        if piece.recipe is not None or not self._cache.packs.stored_bytes(ref.id):
+    async def _stored(self, ref: BlobRef) -> Pack | None:
+        """A pack, if the cache has it as it came: one with small objects in it."""
+        if not self._cache.packs.stored_bytes(ref.id):
             return None
         plain = await self._blobs.in_thread(self._load_pack, ref)
         if plain is None:

@@ -142,6 +142,24 @@ def test_what_comes_out_of_a_cached_pack_is_a_hit(small: World) -> None:
     assert small.run(work) == (2, 0)
 
 
+def test_what_is_read_ahead_out_of_the_cache_was_not_brought_ahead(world: World) -> None:
+    world.publish({f"f{i}": noise(700_000, i) for i in range(6)})
+    names = [b"f%d" % i for i in range(6)]
+
+    async def work(client: Client) -> tuple[int, int]:
+        packs = []
+        for name in names:
+            await client.read(name)
+            packs.append((await client.pack_of(name)).id)
+            await until(lambda: not client.fetcher._packs._ahead)
+        await stored(client, *names)
+        assert len(set(packs)) > 2
+        return client.fetcher.counters.ahead, client.fetcher.counters.fetched_blobs
+
+    assert world.run(work)[0] > 0
+    assert world.run(work) == (0, 0)
+
+
 def test_file_in_a_pack_counts_as_cached(small: World) -> None:
     async def work(client: Client) -> None:
         inode = (await client.lookup(NAMES[0])).inode
@@ -272,6 +290,21 @@ def test_mixed_pack_stays(world: World, crafted: Crafted) -> None:
 @pytest.fixture
 def crafted(world: World) -> Crafted:
     return Crafted(world.store.path)
+
+
+def test_chunk_in_a_pack_that_is_cached_is_read_out_of_it(world: World, crafted: Crafted) -> None:
+    small, chunk = noise(500), noise(4000, 1)
+    pack = crafted.seal(small + chunk)
+    large = chunked(b"large", 4000, Location(0, 4000, pack, 500, digest(chunk)))
+    manifest = crafted.manifest([large, file(b"small", pack, digest(small), 500)])
+
+    async def work(client: Client) -> None:
+        await client.read(b"small")
+        await stored(client, b"small")
+
+    run(world, manifest, work)
+    with no_server(world):
+        assert world.read(b"large") == [chunk]
 
 
 # No room
