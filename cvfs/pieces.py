@@ -160,7 +160,7 @@ class Pack:
 
     def begin_to_keep(self, pieces: Iterable[Piece]) -> list[Piece]:
         """Those of `pieces` that the cache was not given yet: it is given them now."""
-        left = {piece.key: piece for piece in pieces if piece.key not in self._kept}
+        left = {piece.key: piece for piece in pieces if not self.is_kept(piece)}
         self._kept.update(left)
         return list(left.values())
 
