@@ -32,7 +32,7 @@ _PACKS: Final = 4096
 """Of this many it is remembered what was read of them: 4 GiB of small files."""
 
 _LEAVES: Final = 64
-"""Of a pack's leaves so many are looked at: a licence text is in one pack, and in thousands of leaves."""
+"""Of a pack's leaves so many are looked at in one go: a licence text is in one pack, and in thousands of leaves."""
 
 _PIECES: Final = 1 << 16
 """Of a pack so many are made files at once, about: bounds memory, whatever leaves claim to have in it."""
@@ -138,6 +138,8 @@ class Exploder:
                 return False
             self._keeper.tell([error for error in wrong if error.wanted not in noted.told])
             noted.told.update(error.wanted for error in wrong)
+            if len(noted.leaves) == _LEAVES and not noted.has_news:
+                noted.leaves.clear()  # so that others have their turn
         finally:
             lock.release()
         return True
