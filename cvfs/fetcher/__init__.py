@@ -42,7 +42,7 @@ class Fetcher:
         self._mirrors, self._cache = mirrors, cache
         self._pages = Pages(blobs, numbering, shared)
         self._keeper = Keeper(blobs)
-        self.mender = Mender(blobs, numbering)
+        self.mender = Mender(blobs, self._pages, numbering)
         self.exploder = Exploder(blobs, self._pages, self._keeper)
         self._packs = Packs(blobs, shared, self._keeper, self.exploder)
         self.numbering = numbering

@@ -8,12 +8,13 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from cvfs.errors import CvfsError
 from cvfs.fetcher.blobs import Blobs
-from cvfs.format.blob import unseal
-from cvfs.format.pages import Leaf, decode_page
+from cvfs.fetcher.pages import Pages
+from cvfs.format.pages import Leaf
 from cvfs.inodes import Numbering
 from cvfs.missing import Missing
 
@@ -39,8 +40,8 @@ class NumberLost(Missing):
 class Mender:
     """Of the numbers of one repository."""
 
-    def __init__(self, blobs: Blobs, numbering: Numbering) -> None:
-        self._blobs, self._cache, self._numbering = blobs, blobs.cache, numbering
+    def __init__(self, blobs: Blobs, pages: Pages, numbering: Numbering) -> None:
+        self._blobs, self._pages, self._numbering = blobs, pages, numbering
         self._resting_until = -math.inf
 
     @property
@@ -49,24 +50,20 @@ class Mender:
         return time.monotonic() >= self._resting_until
 
     async def mend(self) -> None:
-        """Put all leaves there that are listed there and in the cache. A disk that fails is no error."""
+        """Put all leaves there that are listed there, and in memory or in the cache. A disk that fails is no error."""
         await self._blobs.flights.join(("mend", self._numbering.seed), self._mend)
 
     async def _mend(self) -> None:
+        index, numbering = self._blobs.cache.index, self._numbering
         try:
-            await self._blobs.in_thread(self._put_all)
+            leaves = index.leaves_of(numbering.seed)
+            log.warning(
+                "the inode index lacks a number that was given out: %d leaves are put there once more", len(leaves)
+            )
+            for ref in leaves:
+                page = await self._pages.cached(ref)
+                if isinstance(page, Leaf):
+                    await self._blobs.in_thread(partial(index.adopt, numbering, ref, page, anew=True))
         except CvfsError as error:
-            log.warning("the inode index lacks a number that was given out, and cannot be mended: %s", error)
+            log.warning("the inode index cannot be mended: %s", error)
         self._resting_until = time.monotonic() + _REST_S
-
-    def _put_all(self) -> None:
-        index, seed = self._cache.index, self._numbering.seed
-        leaves = index.leaves_of(seed)
-        log.warning(
-            "the inode index lacks a number that was given out: putting %d leaves into it once more", len(leaves)
-        )
-        for ref in leaves:
-            stored = self._cache.blobs.load(ref.id, ref.stored_size)
-            page = None if stored is None else decode_page(unseal(ref, stored, "the cache"))
-            if isinstance(page, Leaf):
-                index.adopt(self._numbering, ref, page, anew=True)
