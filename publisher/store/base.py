@@ -17,7 +17,7 @@ class StoredBlob(NamedTuple):
 
     id: Digest
     size_bytes: int
-    stored_s: float
+    stored_s: int
 
 
 class Store(Protocol):

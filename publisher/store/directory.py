@@ -66,10 +66,10 @@ class DirectoryStore:
         except OSError as error:
             raise self._error("cannot read", error) from error
 
-    def stored_s(self, blob_id: Digest) -> float | None:
-        """When a blob was put here, in seconds since 1970; None if it is not here."""
+    def stored_s(self, blob_id: Digest) -> int | None:
+        """When a blob was put here, in whole seconds since 1970 as all times of a repository; None if it is not here."""
         try:
-            return os.stat(f"{self._root}/{blob_path(blob_id)}").st_mtime
+            return int(os.stat(f"{self._root}/{blob_path(blob_id)}").st_mtime)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -213,7 +213,7 @@ def _list_blobs(directory: "os.DirEntry[str]") -> Iterator[StoredBlob]:
         name = directory.name + entry.name
         if _BLOB_NAME.fullmatch(name) and entry.is_file(follow_symlinks=False):
             status = entry.stat(follow_symlinks=False)
-            yield StoredBlob(Digest(bytes.fromhex(name)), status.st_size, status.st_mtime)
+            yield StoredBlob(Digest(bytes.fromhex(name)), status.st_size, int(status.st_mtime))
 
 
 def _move(move: Callable[[str, str], None], temporary: str, target: str) -> None:
