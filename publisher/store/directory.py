@@ -67,7 +67,7 @@ class DirectoryStore:
             raise self._error("cannot read", error) from error
 
     def stored_s(self, blob_id: Digest) -> int | None:
-        """When a blob was put here, in whole seconds since 1970 as all times of a repository; None if it is not here."""
+        """When a blob was put here, in whole seconds since 1970 as all times are; None if it is not here."""
         try:
             return int(os.stat(f"{self._root}/{blob_path(blob_id)}").st_mtime)
         except FileNotFoundError:

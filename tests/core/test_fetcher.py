@@ -255,6 +255,8 @@ def test_damage_of_a_pack_under_a_client_is_noticed(full: World) -> None:
 def test_cache_that_is_wiped_while_in_use(full: World) -> None:
     async def work(client: Client) -> None:
         await client.read(b"d0/f001")
+        pack = await client.pack_of(b"d0/f001")
+        await until(lambda: client.fetcher.has_pack(pack.id))  # else it would be stored in the new one
         os.rename(full.cache, full.top / "gone")
         assert await client.read(b"large") == LARGE
         assert asdict(client.fetcher.counters)["uncached"] == 0
