@@ -7,7 +7,6 @@ that a request which waits for the network keeps none that need not from being a
 import errno
 import logging
 import os
-import select
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -18,6 +17,7 @@ import trio
 from cvfs.errors import FormatError
 from cvfs.fuse.errno_table import refusal
 from cvfs.fuse.handlers import Handlers, Reply
+from cvfs.fuse.lingering import Linger
 from cvfs.fuse.protocol import negotiation, requests
 from cvfs.fuse.protocol.bodies import Request
 from cvfs.fuse.protocol.codes import READ_BUFFER_BYTES, UNANSWERED_OPCODES, Opcode, opcode_name
@@ -32,11 +32,6 @@ each, and more than any host has threads that fault in one mount at a time."""
 
 _BATCH: Final = 64
 """Requests answered before other tasks get their turn: under a millisecond of work."""
-
-_LINGER_MS: Final = 1
-"""For how long the loop waits for the next request by itself before it lets trio wait. A user's requests follow each
-other, and trio's way around is a seventh of the CPU of a small one (97 against 84 us with the user on another, busy
-core). Only while no request waits for anything else."""
 
 _WISHES: Final = Wishes()
 _GONE: Final = errno.ENODEV
@@ -120,12 +115,12 @@ class Channel:
         return True
 
     async def _read_requests(self, nursery: trio.Nursery) -> None:
-        descriptor, poll = self._descriptor, select.poll()
-        poll.register(descriptor, select.POLLIN)
+        descriptor = self._descriptor
+        linger = Linger(descriptor)
         while True:
             await trio.lowlevel.wait_readable(descriptor)
             try:
-                self._take_batch(poll, nursery)
+                self._take_batch(linger, nursery)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -134,12 +129,13 @@ class Channel:
                 if error.errno not in _TRY_AGAIN:
                     raise
 
-    def _take_batch(self, poll: select.poll, nursery: trio.Nursery) -> None:
-        """Answer what there is, and what follows at once. Raises OSError if there is nothing to be read."""
-        descriptor, read, take, is_ready = self._descriptor, os.read, self._take, poll.poll
+    def _take_batch(self, linger: Linger, nursery: trio.Nursery) -> None:
+        """Answer what there is, and what follows at once: nothing is waited for while a request waits for anything
+        else. Raises OSError if there is nothing to be read."""
+        descriptor, read, take = self._descriptor, os.read, self._take
         for _ in range(_BATCH):
             take(read(descriptor, READ_BUFFER_BYTES), nursery)
-            if not is_ready(0 if self._tasks else _LINGER_MS):
+            if not (linger.is_ready() if self._tasks else linger.comes_soon()):
                 return
 
     def _take(self, data: bytes, nursery: trio.Nursery) -> None:

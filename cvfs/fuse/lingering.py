@@ -1,0 +1,53 @@
+"""Waiting for a request that is about to come.
+
+A user's requests follow each other. A CPU that has nothing to do sleeps at once, and in a virtual machine takes 30 us
+to wake, several times what a request takes. So whoever has answered one looks some more times for the next, and lends
+the CPU to whoever else wants it in between. Where that was for somebody's whole turn CPUs are scarce, and none sleeps:
+nothing is looked for then for a while, since who has waited for long is let in sooner than who has just lent his.
+"""
+
+import os
+import select
+import time
+from typing import Final
+
+_LOOKS: Final = 100
+"""About 60 us: what `tar` does between two reads of small files, and twice what waking takes."""
+
+_TURN_S: Final = 1e-3
+"""Of somebody who has much to do; to lend the CPU to nobody takes 0.3 us, to who asks next some ten."""
+
+_SCARCE_S: Final = 0.1
+
+_LINGER_MS: Final = 1
+"""For how long the next request is waited for here before trio does: its way around is a seventh of the CPU of a small
+one (97 against 84 us with the user on another, busy core)."""
+
+
+class Linger:
+    """For the requests of one descriptor of /dev/fuse. It blocks."""
+
+    def __init__(self, descriptor: int) -> None:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        self._poll = poll.poll
+        self._scarce_until = 0.0
+
+    def is_ready(self) -> object:
+        """Whether there is a request now. False is an empty list."""
+        return self._poll(0)
+
+    def comes_soon(self) -> object:
+        """Whether there is a request within about a millisecond."""
+        is_ready, clock = self._poll, time.perf_counter
+        now = clock()
+        if now >= self._scarce_until:
+            for _ in range(_LOOKS):
+                if found := is_ready(0):
+                    return found
+                os.sched_yield()
+                before, now = now, clock()
+                if now - before > _TURN_S:
+                    self._scarce_until = now + _SCARCE_S
+                    break
+        return is_ready(_LINGER_MS)

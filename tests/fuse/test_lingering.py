@@ -1,0 +1,59 @@
+"""Waiting for the next request: found when it comes, and not looked for where CPUs are scarce."""
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cvfs.fuse import lingering
+from cvfs.fuse.lingering import Linger
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_what_is_there_is_found(pipe: tuple[int, int]) -> None:
+    linger = Linger(pipe[0])
+    assert not linger.is_ready()
+    assert not linger.comes_soon()
+    os.write(pipe[1], b"x")
+    assert linger.is_ready()
+    assert linger.comes_soon()
+
+
+def test_what_comes_while_it_is_looked_for_is_found(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def lend() -> None:
+        looks.append(None)
+        if len(looks) == 3:
+            os.write(pipe[1], b"x")
+
+    monkeypatch.setattr(os, "sched_yield", lend)
+    assert Linger(pipe[0]).comes_soon()
+    assert len(looks) == 3
+
+
+def test_where_cpus_are_scarce_nobody_looks_for_a_while(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lent_s, lent = [50.0], [lingering._TURN_S * 2], []
+
+    def lend() -> None:
+        lent.append(now[0])
+        now[0] += lent_s[0]
+
+    monkeypatch.setattr(os, "sched_yield", lend)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    linger = Linger(pipe[0])
+    for _ in range(5):
+        assert not linger.comes_soon()
+    assert len(lent) == 1
+    now[0] += lingering._SCARCE_S
+    lent_s[0] = 0.0
+    assert not linger.comes_soon()
+    assert len(lent) == 1 + lingering._LOOKS, "somebody who takes a moment is no reason to stop"
