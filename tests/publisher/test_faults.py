@@ -48,10 +48,11 @@ def test_killed_at_any_moment_loses_nothing(tmp_path: Path, store: Store, tree: 
     make_tree(tree / "many", MANY)
     arguments = command("publish", store.path, tree, "--state", store.state, "--quiet")
     chance = random.Random(1)
+    took_s = _time_to_publish(tmp_path / "other", tree)
     killed = 0
     for _ in range(25):
         with subprocess.Popen(arguments, env=environment()) as process:
-            time.sleep(chance.uniform(0.25, 0.9))  # A moment of no significance, not a wait for something.
+            time.sleep(chance.uniform(0, 0.9 * took_s))  # A moment of no significance, not a wait for something.
             process.kill()
         killed += process.returncode == -signal.SIGKILL
         if store.manifest != head:
@@ -63,6 +64,14 @@ def test_killed_at_any_moment_loses_nothing(tmp_path: Path, store: Store, tree: 
     assert store.manifest.revision == head.revision + 1
     assert store.snapshot() == snapshot(tree, count_links=True)
     assert list((store.path / ".publisher/incoming").iterdir()) == []
+
+
+def _time_to_publish(place: Path, tree: Path) -> float:
+    """Seconds, for the whole process."""
+    other = Store(place)
+    started = time.monotonic()
+    assert run("publish", other.path, tree, "--state", other.state).returncode == 0
+    return time.monotonic() - started
 
 
 @pytest.mark.parametrize("failure", ["unreadable", "interrupted", "killed"])
