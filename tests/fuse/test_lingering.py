@@ -27,6 +27,12 @@ def test_what_is_there_is_found(pipe: tuple[int, int]) -> None:
     assert linger.comes_soon()
 
 
+def is_near(linger: Linger) -> Linger:
+    """The last request came soon after an answer."""
+    linger._was_near = True
+    return linger
+
+
 def test_what_comes_while_it_is_looked_for_is_found(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
 
@@ -36,8 +42,23 @@ def test_what_comes_while_it_is_looked_for_is_found(pipe: tuple[int, int], monke
             os.write(pipe[1], b"x")
 
     monkeypatch.setattr(os, "sched_yield", lend)
-    assert Linger(pipe[0]).comes_soon()
+    assert is_near(Linger(pipe[0])).comes_soon()
     assert len(looks) == 3
+
+
+def test_nobody_looks_where_the_last_one_took_its_time(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[None] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: looks.append(None))
+    linger = Linger(pipe[0])
+    assert not linger.comes_soon()
+    assert not looks, "the first one"
+    os.write(pipe[1], b"x")
+    assert linger.comes_soon()
+    assert os.read(pipe[0], 1)
+    assert not linger.comes_soon()
+    assert len(looks) == lingering._LOOKS, "the one before was there at once"
+    assert not linger.comes_soon()
+    assert len(looks) == lingering._LOOKS
 
 
 def test_where_cpus_are_scarce_nobody_looks_for_a_while(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,9 +72,9 @@ def test_where_cpus_are_scarce_nobody_looks_for_a_while(pipe: tuple[int, int], m
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     linger = Linger(pipe[0])
     for _ in range(5):
-        assert not linger.comes_soon()
+        assert not is_near(linger).comes_soon()
     assert len(lent) == 1
     now[0] += lingering._SCARCE_S
     lent_s[0] = 0.0
-    assert not linger.comes_soon()
+    assert not is_near(linger).comes_soon()
     assert len(lent) == 1 + lingering._LOOKS, "somebody who takes a moment is no reason to stop"
