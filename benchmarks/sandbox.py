@@ -15,6 +15,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "benchmark.example.org"
+_QUIET_S = 4.0
+_SETTLED_BY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,15 @@ class Mount:
     def processes(self) -> list[int]:
         """All processes of the mount: its daemon, and what that has started."""
         return _family(self.status()["pid"])
+
+    def settle(self) -> None:
+        """Wait until the client has made files of the packs in its cache: until none came for some seconds."""
+        deadline, since, before = time.monotonic() + _SETTLED_BY_S, time.monotonic(), -1
+        while time.monotonic() < min(deadline, since + _QUIET_S):
+            files = sum(1 for _ in (self.sandbox.cache / "objects").glob("??/*"))
+            if files != before:
+                since, before = time.monotonic(), files
+            time.sleep(0.2)
 
 
 class Sandbox:

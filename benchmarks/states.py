@@ -53,21 +53,26 @@ class Visits:
         self.traffic["MB"].setdefault(who, []).append(transport["received_bytes"] / MB)
 
 
-def visit_all(context: Context, box: Sandbox, tree: Path, measure: Measure) -> Visits:
-    """`context.runs` rounds, each with every subject in every state. The tree is the box's published one."""
+def visit_all(context: Context, box: Sandbox, tree: Path, measure: Measure, *, settles: bool = False) -> Visits:
+    """`context.runs` rounds, each with every subject in every state. The tree is the box's published one.
+
+    `settles`: the client is given the time to make files of packs, before the kernel's caches are dropped.
+    """
     visits = Visits()
     with ExitStack() as until_end:
         url = until_end.enter_context(box.serve())
         for _ in range(context.runs):
             for engine in context.engines:
-                visit_cvfs(context, visits, box, url, engine, measure)
+                visit_cvfs(context, visits, box, url, engine, measure, settles=settles)
             visit_local(context, visits, tree, measure)
             if peers.have_squashfuse():
                 visit_squashfuse(context, visits, tree, box.directory / "peer", measure)
     return visits
 
 
-def visit_cvfs(context: Context, visits: Visits, box: Sandbox, url: str, engine: str, measure: Measure) -> None:
+def visit_cvfs(
+    context: Context, visits: Visits, box: Sandbox, url: str, engine: str, measure: Measure, *, settles: bool
+) -> None:
     who = f"cvfs {engine}"
     box.forget_cache()
     with box.mount(url, engine) as mount:
@@ -76,6 +81,8 @@ def visit_cvfs(context: Context, visits: Visits, box: Sandbox, url: str, engine:
     with box.mount(url, engine) as mount:
         visits.add_ours("local", who, mount, measure)
         visits.add_ours("hot", who, mount, measure)
+        if settles and context.can_drop_caches:
+            mount.settle()
     if context.can_drop_caches:
         with box.mount(url, engine) as mount:
             drop_caches()
