@@ -24,7 +24,7 @@ _THREADS = 8
 _KEEPERS = 4
 """Threads that put into the cache what was fetched: others, so that no reader waits for a disk that is full or slow."""
 
-_LOCK_POLL_S = 0.01
+_LOCK_POLL_S = 0.002
 _QUIET_S = 60.0
 
 
