@@ -9,10 +9,13 @@ from cvfs.cache.files import DigestFiles
 from cvfs.cache.index import InodeIndex
 from cvfs.cache.large import LargeFiles
 from cvfs.cache.locks import BlobLocks
-from cvfs.cache.opened import OpenFiles, ids_at
+from cvfs.cache.opened import OpenFiles, open_at
 from cvfs.cache.quota import Quota
 from cvfs.cache.space import Limits
 from cvfs.model import Digest
+
+_OPEN_PART = 2
+"""Of the limit, at most, may be kept because users have it open."""
 
 NO_LIMITS = Limits()
 """None that were said: those that hold by default."""
@@ -35,7 +38,7 @@ class Cache:
         """Stored pages and manifests, by blob id."""
         self.large = LargeFiles(self.directory)
         self.locks = BlobLocks(self.directory)
-        self._open_files = OpenFiles(self.index.find, partial(ids_at, self.blobs))
+        self._open_files = OpenFiles(self.index.find, partial(open_at, self.blobs))
 
     def store_blob(self, name: Digest, stored: bytes) -> None:
         """Put a verified page or manifest there, within the limit. Raises CacheError."""
@@ -54,7 +57,8 @@ class Cache:
         after the quota: it has room made."""
         if self._open_files is None:
             return ()
-        return self.index.pages() if of_metadata else self._open_files.ids()
+        opened = self._open_files.ids(self.quota.use().limit_bytes // _OPEN_PART)
+        return opened.union(self.index.pages()) if of_metadata else opened
 
     def close(self) -> None:
         self.index.close()

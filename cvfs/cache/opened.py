@@ -4,14 +4,17 @@ the system is asked.
 /proc says what each process has open and mapped, by inode number. Those of our mounts are in the inode index, which all
 of them share, and those of other file systems are not; where one is by chance, something is kept that could have gone.
 Containers are processes of the host like others. Processes that may not be looked at, those of other users unless one
-is root, are left out; descriptors also before Linux 5.14, which does not tell their inodes.
+is root, are left out; descriptors also before Linux 5.14, which does not tell their inodes. So is what the kernel alone
+holds: the image of a loop device, a descriptor on its way through a socket.
 """
 
 import contextlib
+import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from typing import Final
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
 
 from cvfs.cache.files import DigestFiles
 from cvfs.cache.index import Place
@@ -19,6 +22,9 @@ from cvfs.cache.large import recipe_of
 from cvfs.errors import CvfsError
 from cvfs.format.blob import unseal
 from cvfs.format.pages import Leaf, decode_page
+from cvfs.model import BlobRef
+
+log = logging.getLogger(__name__)
 
 _SMALLEST: Final = 1 << 32
 """Inode numbers of ours are hashes of 64 bits: one in four thousand million is below this. Those of nearly all other
@@ -28,36 +34,74 @@ _REST: Final = 10
 """A list is asked for anew once it is this times as old as it took to make: no more than a tenth of the time goes into
 that, however many processes there are. A hundred processes take 10 ms."""
 
-_NOTHING: Final[frozenset[bytes]] = frozenset()
+_WAIT_S: Final = 1.0
+"""For a new list; then the last one is used. To read of a process may wait for a lock that it holds, which it does for
+ever where it waits for a dead file server."""
+
+
+class Open(NamedTuple):
+    """A file that is open: its size in bytes, and the ids by which the cache has what it takes to read it."""
+
+    size: int
+    ids: Collection[bytes]
 
 
 class OpenFiles:
     """What is open now, or was a moment ago. From any thread.
 
-    `find` says where the record with an inode number stands, and `ids_at` by which ids the cache has its content.
+    `find` says where the record with an inode number stands, `open_at` what is there of a page's records by position.
     """
 
-    def __init__(self, find: Callable[[int], Place | None], ids_at: Callable[[Place], Collection[bytes]]) -> None:
-        self._find, self._ids_at = find, ids_at
-        self._known: dict[int, Collection[bytes]] = {}
+    def __init__(
+        self,
+        find: Callable[[int], Place | None],
+        open_at: Callable[[BlobRef, Collection[int]], Mapping[int, Open]],
+    ) -> None:
+        self._find, self._open_at = find, open_at
+        self._scanning = threading.Lock()
+        self._known: dict[Place, Open] = {}
         self._until = 0.0
-        self._ids: Collection[bytes] = _NOTHING
 
-    def ids(self) -> Collection[bytes]:
-        """The ids of all that must stay for those files to be read. Raises CacheError: the disk failed."""
+    def ids(self, most_bytes: int) -> set[bytes]:
+        """The ids of all that must stay for those files to be read. Of files that together are larger than
+        `most_bytes` the smallest: who opens something huge must not keep all others from the cache."""
+        if time.monotonic() >= self._until and self._scanning.acquire(blocking=False):
+            scan = threading.Thread(target=self._scan, name="open files", daemon=True)
+            try:
+                scan.start()
+                scan.join(_WAIT_S)
+            except RuntimeError:  # there may be no thread more
+                self._scanning.release()
+        found: set[bytes] = set()
+        for each in sorted(self._known.values(), key=lambda each: each.size):
+            most_bytes -= each.size
+            if most_bytes < 0:
+                break
+            found.update(each.ids)
+        return found
+
+    def _scan(self) -> None:
         start = time.monotonic()
-        if start >= self._until:
-            known = self._known
-            # A number stands for the same content for ever, so what it was found to be is not looked up again.
-            self._known = {each: known[each] if each in known else self._ids_of(each) for each in set(_inodes())}
-            self._ids = frozenset().union(*self._known.values())
+        try:
+            self._known = self._look()
+        except (CvfsError, OSError) as error:
+            log.warning("cannot tell which files are open: %s", error)
+        finally:
             now = time.monotonic()
             self._until = now + _REST * (now - start)
-        return self._ids
+            self._scanning.release()
 
-    def _ids_of(self, inode: int) -> Collection[bytes]:
-        place = self._find(inode)
-        return _NOTHING if place is None else self._ids_at(place)
+    def _look(self) -> dict[Place, Open]:
+        """Leaf by leaf, each once. What was known of a place is not looked up again."""
+        places = {place for place in map(self._find, set(_inodes())) if place is not None}
+        known = {place: self._known[place] for place in places if place in self._known}
+        news: dict[tuple[int, BlobRef], list[int]] = {}
+        for place in places - known.keys():
+            news.setdefault((place.repository, place.page), []).append(place.position)
+        for (repository, page), positions in news.items():
+            found = self._open_at(page, positions)
+            known |= {Place(repository, page, position): each for position, each in found.items()}
+        return known
 
 
 def _inodes() -> Iterator[int]:
@@ -87,20 +131,27 @@ def _opened(path: str) -> Iterator[int]:
                 return
 
 
-def ids_at(pages: DigestFiles, place: Place) -> Collection[bytes]:
-    """The ids by which the cache has the content of a record: its own, or that of its large file; the packs that small
-    objects may still be in; and the pages that say where the rest is. Nothing if the record cannot be had.
+def open_at(pages: DigestFiles, page: BlobRef, positions: Iterable[int]) -> dict[int, Open]:
+    """What the records of a leaf at these positions take: the content by its own id, or that of its large file; the
+    packs that small objects may still be in; the pages that say where the rest is. Nothing of what cannot be had.
 
     Raises CacheError: the disk failed.
     """
-    stored = pages.load(place.page.id, place.page.stored_size)
+    stored = pages.load(page.id, page.stored_size)
     try:
-        leaf = None if stored is None else decode_page(unseal(place.page, stored, "the cache"))
-        at = leaf.numbered(place.position) if isinstance(leaf, Leaf) else None
-        if at is None or not isinstance(leaf, Leaf):
-            return _NOTHING
-        entry, content = leaf.groups[at[0]].entries[at[1]], leaf.content(*at)
+        leaf = None if stored is None else decode_page(unseal(page, stored, "the cache"))
     except CvfsError:
-        return _NOTHING
-    packs = {location.pack.id for location in content.locations}
-    return {entry.content_id, recipe_of(entry, content), *packs, *(page.id for _, page in content.location_pages)}
+        leaf = None
+    return _open_in(leaf, positions) if isinstance(leaf, Leaf) else {}
+
+
+def _open_in(leaf: Leaf, positions: Iterable[int]) -> dict[int, Open]:
+    found = {}
+    for position in positions:
+        at = leaf.numbered(position)
+        if at is not None:
+            entry, content = leaf.groups[at[0]].entries[at[1]], leaf.content(*at)
+            packs = {location.pack.id for location in content.locations}
+            others = {page.id for _, page in content.location_pages}
+            found[position] = Open(entry.size, {entry.content_id, recipe_of(entry, content), *packs, *others})
+    return found

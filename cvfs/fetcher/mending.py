@@ -4,10 +4,11 @@ The kernel asks for what it was told of by number, and the index knows each numb
 not, its file was damaged: then all leaves that it lists are put into it once more, out of the cache.
 """
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -21,8 +22,9 @@ from cvfs.missing import Missing
 log = logging.getLogger(__name__)
 
 _REST_S: Final = 60.0
-"""After all leaves were put there, what is not found is taken to be a number that nobody gave out. To put a thousand
-files there takes 20 ms."""
+_REST: Final = 50
+"""After all leaves were put there, for this time and for this times what it took, what is not found is taken to be a
+number that nobody gave out. To put a thousand files there takes 20 ms."""
 
 
 class NumberLost(Missing):
@@ -54,16 +56,22 @@ class Mender:
         await self._blobs.flights.join(("mend", self._numbering.seed), self._mend)
 
     async def _mend(self) -> None:
-        index, numbering = self._blobs.cache.index, self._numbering
-        try:
-            leaves = index.leaves_of(numbering.seed)
-            log.warning(
-                "the inode index lacks a number that was given out: %d leaves are put there once more", len(leaves)
-            )
+        index, start = self._blobs.cache.index, time.monotonic()
+        with self._complaining():
+            leaves = await self._blobs.in_thread(index.leaves_of, self._numbering.seed)
+            log.warning("the inode index lacks a number: putting %d leaves there once more", len(leaves))
             for ref in leaves:
-                page = await self._pages.cached(ref)
-                if isinstance(page, Leaf):
-                    await self._blobs.in_thread(partial(index.adopt, numbering, ref, page, anew=True))
+                with self._complaining():
+                    page = await self._pages.cached(ref)
+                    if isinstance(page, Leaf):
+                        await self._blobs.in_thread(partial(index.adopt, self._numbering, ref, page, anew=True))
+        end = time.monotonic()
+        self._resting_until = end + max(_REST_S, _REST * (end - start))
+
+    @contextlib.contextmanager
+    def _complaining(self) -> Iterator[None]:
+        """What cannot be mended is told of, and the rest is."""
+        try:
+            yield
         except CvfsError as error:
             log.warning("the inode index cannot be mended: %s", error)
-        self._resting_until = time.monotonic() + _REST_S

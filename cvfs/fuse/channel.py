@@ -31,7 +31,7 @@ MAX_TASKS: Final = 1024
 each, and more than any host has threads that fault in one mount at a time."""
 
 _BATCH: Final = 64
-"""Requests answered before other tasks get their turn: under a millisecond of work."""
+"""Requests answered before other tasks get their turn: under a millisecond of work, and what was waited for them."""
 
 _WISHES: Final = Wishes()
 _GONE: Final = errno.ENODEV

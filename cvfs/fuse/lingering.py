@@ -51,8 +51,8 @@ class Linger:
                 if found := is_ready(0):
                     return found
                 os.sched_yield()
-                before, now = now, clock()
-                if now - before > _TURN_S:
+                now = clock()
+                if now - start > _TURN_S:
                     self._scarce_until = now + _SCARCE_S
                     break
         found = is_ready(_LINGER_MS)

@@ -77,7 +77,7 @@ class Moderation:
         """What to write instead of `record`, which other handlers have too; None for nothing."""
         where, line = (record.pathname, record.lineno), record.getMessage()
         place = self._places.get(where)
-        if place is None or record.created >= place.began_at + _BURST_S:
+        if place is None or not 0 <= record.created - place.began_at < _BURST_S:  # a clock may be set back
             self._places[where] = _Place(record.created, line)
             return _with_note(record, place.left_out) if place and place.left_out else record
         place.repeats = place.repeats + 1 if line == place.line else 1
