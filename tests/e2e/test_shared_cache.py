@@ -1,5 +1,6 @@
 """One cache for all repositories, mounts and processes of a host: fetched once, kept, never believed unseen."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import kernel_caches
-from tests.e2e.host import Host, Server, Store, eventually, kill, run
+from tests.e2e.host import Host, Server, Store, eventually, kill, run, wait_until
 from tests.e2e.zoo import MIB, content
 from tests.servers import FaultyServer, hang
 
@@ -221,10 +222,12 @@ def small_disk(auto_host: Host) -> Iterator[Path]:
 
 def test_a_full_cache_does_not_break_reads(auto_host: Host, serving: Server, small_disk: Path) -> None:
     mount = auto_host.mount(serving.url, "--cache", small_disk)
+    with (small_disk / "of others").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
     read_all(mount)
-    status = auto_host.status(mount)
-    assert status["fetcher"]["uncached"] > 0
-    assert "serving uncached" in auto_host.log()
+    wait_until(lambda: auto_host.status(mount)["fetcher"]["uncached"] > 0)
+    wait_until(lambda: "serving uncached" in auto_host.log())
     auto_host.remount(mount, serving.url, "--cache", small_disk)
     read_all(mount)
     auto_host.umount(mount)
