@@ -168,10 +168,10 @@ def _cached(host: Host) -> list[Path]:
 def test_damaged_cache_files_are_noticed_and_fetched_again(auto_host: Host, serving: Server) -> None:
     mount = auto_host.mount(serving.url)
     read_all(mount)
+    auto_host.umount(mount)  # all is stored by then
     files = _cached(auto_host)
     assert {path.relative_to(auto_host.cache).parts[0] for path in files} >= {"packs", "blobs", "large"}
     before = len(serving.requests())
-    auto_host.umount(mount)
     for number, path in enumerate(files):
         DAMAGES[number % len(DAMAGES)](path)
     auto_host.mount(serving.url, on=mount)
