@@ -31,7 +31,8 @@ def test_who_reads_packs_in_their_order_finds_the_next_one_there(world: World) -
         await client.read(os.fsencode(packs[0][0]))
         assert client.fetcher.counters.ahead == 0
         await client.read(os.fsencode(packs[1][0]))
-        await until(lambda: client.fetcher.counters.fetched_blobs == before + 3)
+        await until(lambda: client.fetcher.counters.ahead == 1)
+        assert client.fetcher.counters.fetched_blobs == before + 3
         misses = client.fetcher.counters.misses
         for name in packs[2]:
             assert await client.read(os.fsencode(name)) == FILES[name]
