@@ -248,14 +248,14 @@ def test_a_cache_on_a_read_only_disk_does_not_break_reads(auto_host: Host, servi
 
 def test_a_daemon_that_is_killed_while_it_fetches_harms_no_other(auto_host: Host, published: Store) -> None:
     with FaultyServer(published.path) as server:
-        victim, other = auto_host.mount(server.url), auto_host.mount(server.url)
+        victim, other = auto_host.mount(server.url, *DEADLINE), auto_host.mount(server.url)
         run("find", other)
         server.misbehave(hang, times=1)
         reader = subprocess.Popen(["cat", victim / "big0"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         count = len(server.seen)
         server.wait_until(lambda: len(server.seen) > count or server.open_connections > 0)
         kill(auto_host.status(victim)["pid"])
-        reader.wait(40)  # those who use a mount that is taken away are served: once the mirror has been tried in vain
+        reader.wait(10)  # who uses a mount that is taken away is served: here once a mirror has been tried in vain
         started = time.monotonic()
         assert (other / "big0").read_bytes() == FILES["big0"]
         assert time.monotonic() - started < 10
