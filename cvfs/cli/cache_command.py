@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _KINDS = {
     "objects": "small files",
     "large": "large files",
-    "packs": "packs of small files",
+    "packs": "small files, packed",
     "blobs": "pages of metadata",
 }
 
