@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.command import Command
-from tests.mounts import mount_points
+from tests.mounts import OF_THIS_HOST, USUAL_MOUNT, mount_points
 
 # No deadline: the machine may be shared. HYPOTHESIS_PROFILE=thorough searches much longer than a commit should wait.
 _SLOW_IS_FINE = [HealthCheck.too_slow]
@@ -74,13 +74,17 @@ def _same_environment_everywhere(tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture(scope="session", autouse=True)
 def _no_mount_of_others() -> None:
     """What this host, or a test in another process, has mounted is out of sight: `cvfs status` and `cvfs doctor` judge
-    a whole host. In a mount namespace of our own, which takes root; what is mounted elsewhere meanwhile stays away."""
+    a whole host. So is what is configured and cached on a host that uses cvfs. In a mount namespace of our own, which
+    takes root; what is mounted elsewhere meanwhile stays away."""
     if os.geteuid() != 0 or ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS):
         return
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-    for mount_point in mount_points(kind="fuse"):
+    on_usual_directory = [path for path in mount_points() if USUAL_MOUNT in (path, *path.parents)]
+    for mount_point in on_usual_directory + mount_points(kind="fuse"):
         with contextlib.suppress(subprocess.CalledProcessError):
             subprocess.run(["umount", "--lazy", mount_point], check=True, stderr=subprocess.DEVNULL)
+    for path in filter(Path.is_dir, OF_THIS_HOST):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", path], check=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

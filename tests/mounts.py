@@ -1,8 +1,14 @@
-"""What is mounted, as this process sees it."""
+"""What is mounted, as this process sees it, and what a host that uses cvfs has."""
 
 from pathlib import Path
 
 from cvfs.fuse.mountinfo import parse_mounts
+
+USUAL_MOUNT = Path("/cvfs")
+"""Where `cvfs run` and the unit of all mount; a host that uses cvfs has it."""
+
+OF_THIS_HOST = tuple(map(Path, ("/etc/cvfs", "/etc/cvfs-publisher", "/var/cache/cvfs", "/var/lib/cvfs", "/run/cvfs")))
+"""What such a host has configured and stored: none of a test's business."""
 
 
 def mount_points(below: Path = Path("/"), kind: str = "") -> list[Path]:

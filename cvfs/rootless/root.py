@@ -3,7 +3,7 @@ mounted, which on the host need not exist. The host itself is not changed."""
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -25,10 +25,11 @@ def prepare_root(directories: Iterable[Path]) -> None:
     """
     wanted = list(directories)
     made = {_top(path) for path in wanted if _top(path) == BASE or not os.path.lexists(_top(path))}
-    absent = [path for path in made if not path.is_dir()]
-    if absent:
-        _add_to_root(absent)
-    for path in made.difference(absent):
+    # What is mounted on itself has to be empty and no mount point; the tmpfs that the others get would be in its way.
+    anew = {path for path in made if path in wanted or not path.is_dir()}
+    if anew:
+        _add_to_root(anew)
+    for path in made - anew:
         mount("tmpfs", path, *_IN_MEMORY)
     for path in wanted:
         if _top(path) in made:
@@ -44,14 +45,16 @@ def _top(path: Path) -> Path:
     return Path("/", *path.parts[1:2])
 
 
-def _add_to_root(directories: Iterable[Path]) -> None:
-    """Go on in a root that has all that the present one has, and these directories. It is put together on a directory
-    that every host has, and covers it meanwhile."""
+def _add_to_root(directories: Collection[Path]) -> None:
+    """Go on in a root that has all that the present one has, and these directories, empty. It is put together on a
+    directory that every host has, and covers it meanwhile."""
     site = _choose_site()
     covered = os.open(site, os.O_PATH)
     mount("tmpfs", site, *_IN_MEMORY)
     with os.scandir("/") as entries:
         for entry in entries:
+            if Path(entry.path) in directories:
+                continue
             if entry.path == os.fspath(site):
                 (site / entry.name).mkdir()
                 mount(f"/proc/self/fd/{covered}", site / entry.name, flags=MS_BIND)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.e2e.host import ROOT, TOKEN, run, wait_until
+from tests.mounts import OF_THIS_HOST, USUAL_MOUNT
 
 _DEADLINE_S = 60.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -22,9 +23,11 @@ _START = f"""{LET_GO}
 mount -t tmpfs tmpfs "$1"
 mkdir "$1/upper" "$1/work" "$1/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
+for path in {" ".join(map(str, (USUAL_MOUNT, *OF_THIS_HOST)))}; do rm -rf "$1/root$path"; done
 shift
 exec systemd-nspawn "$@"
 """
+"""What is removed is removed from the overlay: a machine on which cvfs was never used."""
 
 
 class Booted:

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 STORE = Path("/srv/software")
 KEYS = Path("/etc/cvfs-publisher/timestamp")
+_CVFS = ("env", f"PYTHONPATH={ROOT}", *PYTHON, "-m", "cvfs")
 FAST = "[Service]\nWatchdogSec=2\nRestartSec=100ms\n"
 
 
@@ -31,7 +32,7 @@ class Machine(Booted):
     def __init__(self, top: Path, url: str) -> None:
         shutil.copy(trust().root, top / "root.json")
         super().__init__(top)
-        self("env", f"PYTHONPATH={ROOT}", *PYTHON, "-m", "cvfs", "setup")
+        self(*_CVFS, "setup")
         self.configure(url, top / "root.json")
         self.write(f"/etc/systemd/system/{self.unit}.service.d/fast.conf", FAST)
         self("systemctl", "daemon-reload")
@@ -40,7 +41,7 @@ class Machine(Booted):
         self.write("/etc/cvfs/mounts/software.conf", f"URL={url}\nDIRECTORY={self.mount}\nOPTIONS=--root {root}\n")
 
     def status(self) -> dict[str, Any]:
-        answer = self("env", f"PYTHONPATH={ROOT}", *PYTHON, "-m", "cvfs", "status", "--json", self.mount)
+        answer = self(*_CVFS, "status", "--json", self.mount)
         status: dict[str, Any] = json.loads(answer.stdout)["mounts"][0]
         return status
 
@@ -184,7 +185,9 @@ def test_unit_of_all(store: Store, tmp_path: Path) -> None:
         machine = MachineOfAll(tmp_path, server.url)
         try:
             _mount_all(machine)
+            _run_with_all(machine)
             _live_and_stop(machine)
+            _run_with_all(machine)  # its directory is there still
         finally:
             machine.close()
 
@@ -198,6 +201,13 @@ def _mount_all(machine: Machine) -> None:
     assert machine.ask("StatusText").endswith(f" on {machine.mount}")
     assert machine.status()["pid"] == int(machine.ask("MainPID"))
     assert machine.status()["log"] == "standard error"
+
+
+def _run_with_all(machine: Machine) -> None:
+    """`cvfs run` brings its own mounts, whatever the machine has on /cvfs."""
+    machine("test", "-d", machine.mount)
+    script = f"ls {machine.mount}; grep -c ' {machine.mount} ' /proc/self/mounts"
+    assert machine(*_CVFS, "run", "--all", "--", "sh", "-c", script).stdout.decode().split() == [NAME, "1"]
 
 
 def _version(machine: Machine) -> int:
