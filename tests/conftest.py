@@ -42,6 +42,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     os.close(config.stash[_STDERR])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with those that say they may last longer: at the end, one process would run one of them alone."""
+    items.sort(key=lambda item: -own.args[0] if (own := item.get_closest_marker("timeout")) else 0)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Put off the end of the process for a test that says how long it may last: an hour of soak is no hang."""

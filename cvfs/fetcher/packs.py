@@ -96,6 +96,11 @@ class Packs:
             self._blobs.degraded(error)
             return None
 
+    async def _is_in_cache(self, piece: Piece) -> bool:
+        if piece.location.length <= INLINE_BYTES:
+            return self._in_cache(piece) is not None
+        return await self._blobs.in_thread(self._in_cache, piece) is not None
+
     def _hold(self, piece: Piece, data: bytes | None) -> bytes | None:
         """Keep what the kernel will ask for in several requests, so that it is verified only once for them."""
         if data is not None and len(data) > _ONE_REQUEST_BYTES:
@@ -148,7 +153,7 @@ class Packs:
             return pack
         with contextlib.ExitStack() as held:
             held.callback((await blobs.lock(ref, deadline)).release)
-            if await blobs.in_thread(self._in_cache, piece) is not None:
+            if await self._is_in_cache(piece):
                 return None
             pack = await self._stored(ref)
             if pack is not None:

@@ -50,7 +50,8 @@ async def read_all(client: Client, names: Collection[bytes] = NAMES) -> None:
 
 
 async def stored(client: Client, *names: bytes) -> None:
-    """Wait until the packs of files that were read are in the cache."""
+    """Wait until the packs of files that were read are in the cache, of which it is known how full it is."""
+    await until(lambda: client.cache.quota.use().used_bytes is not None)
     for name in names:
         pack = await client.pack_of(name)
         await until(lambda pack=pack: client.cache.packs.stored_bytes(pack.id) == pack.stored_size)
