@@ -23,6 +23,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 _CLONE_NEWNS = 0x00020000
 
+_ENOUGH_BYTES = 8 << 30
+"""Of memory for what tests write: several times what they do, as they run in several processes."""
+
 _GUARD_S = 120.0
 """So long after its own limit a test that hangs ends the process; see setup.cfg for those that have no limit of their
 own."""
@@ -57,7 +60,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _same_environment_everywhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _same_environment_everywhere(tmp_path_factory: pytest.TempPathFactory, _in_memory: None) -> Iterator[None]:
     """The usual umask and signals, no proxy between a test and its servers on loopback, no cache but the tests' own."""
     umask = os.umask(0o022)
     # What nohup or a shell starts in the background ignores these, and so would every command that a test sends them.
@@ -77,12 +80,12 @@ def _same_environment_everywhere(tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_mount_of_others() -> None:
+def _no_mount_of_others() -> bool:
     """What this host, or a test in another process, has mounted is out of sight: `cvfs status` and `cvfs doctor` judge
     a whole host. So is what is configured and cached on a host that uses cvfs. In a mount namespace of our own, which
     takes root; what is mounted elsewhere meanwhile stays away."""
     if os.geteuid() != 0 or ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS):
-        return
+        return False
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     on_usual_directory = [path for path in mount_points() if USUAL_MOUNT in (path, *path.parents)]
     for mount_point in on_usual_directory + mount_points(kind="fuse"):
@@ -90,6 +93,27 @@ def _no_mount_of_others() -> None:
             subprocess.run(["umount", "--lazy", mount_point], check=True, stderr=subprocess.DEVNULL)
     for path in filter(Path.is_dir, OF_THIS_HOST):
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", path], check=True)
+    return True
+
+
+@pytest.fixture(scope="session")
+def _in_memory(tmp_path_factory: pytest.TempPathFactory, _no_mount_of_others: bool) -> None:
+    """What tests write is in memory, where there is enough of it: a disk takes a quarter longer. It goes with this
+    process; to look at what a failed test has left, set TESTS_ON_DISK=1."""
+    if not _no_mount_of_others or "TESTS_ON_DISK" in os.environ or _available_bytes() < _ENOUGH_BYTES:
+        return
+    base, options = tmp_path_factory.getbasetemp(), f"mode=0700,size={_ENOUGH_BYTES},nr_inodes=0"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", base], check=True)
+    try:
+        os.setxattr(base, "user.any", b"")
+        os.removexattr(base, "user.any")
+    except OSError:  # before Linux 6.6
+        subprocess.run(["umount", base], check=True)
+
+
+def _available_bytes() -> int:
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) << 10
 
 
 @pytest.fixture(scope="session", autouse=True)
