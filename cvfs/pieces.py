@@ -135,13 +135,13 @@ class Pack:
     """The plain bytes of a pack, in memory; which of its pieces were verified, and which the cache was given.
 
     `was_fetched` says whether a mirror had to be asked; `is_stored` that the cache was given the pack as it came, and
-    with it the small objects in it.
+    with it the small objects in it, `came_ahead` that it was brought before anyone asked for it.
     """
 
     def __init__(self, ref: BlobRef, plain: bytes, *, was_fetched: bool, is_stored: bool) -> None:
         self.ref, self.plain = ref, plain
         self.was_fetched, self.is_stored = was_fetched, is_stored
-        self.was_read = False
+        self.was_read = self.came_ahead = False
         self._right: set[tuple[Digest, int, int]] = set()
         self._kept: set[Hashable] = set()
 

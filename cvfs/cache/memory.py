@@ -43,6 +43,10 @@ class Memory(Generic[K, V]):
     def __iter__(self) -> Iterator[K]:
         return iter(self._items)
 
+    def values(self) -> Iterator[V]:
+        """All that is held; to look at it is no use of it."""
+        return (value for value, _ in self._items.values())
+
     def clear(self) -> None:
         self._items.clear()
         self.weight = 0

@@ -44,7 +44,7 @@ class Fetcher:
         self._keeper = Keeper(blobs)
         self.mender = Mender(blobs, self._pages, numbering)
         self.exploder = Exploder(blobs, self._pages, self._keeper)
-        self._packs = Packs(blobs, shared, self._keeper, self.exploder)
+        self._packs = Packs(blobs, shared, self._pages, self._keeper, self.exploder)
         self.numbering = numbering
         self.counters = blobs.counters
         self.page, self.touch_pages = self._pages.page, self._pages.touch
@@ -54,7 +54,7 @@ class Fetcher:
 
     def bring_only_what_is_asked(self) -> None:
         """For who reads much at once and knows what is to come: to read ahead would bring what is not wanted."""
-        self._packs.reads_ahead = False
+        self._packs.ahead.is_on = False
 
     def keep_as_files(self) -> None:
         """For who wants what is read to be files of the cache at once, each with an id of its own: what is pinned."""

@@ -2,22 +2,20 @@
 each pack brought once."""
 
 import contextlib
-import logging
 from functools import partial
 
 from cvfs import pieces
-from cvfs.errors import CacheError, CvfsError, IntegrityError
-from cvfs.fetcher.ahead import follows
+from cvfs.errors import CacheError, IntegrityError
+from cvfs.fetcher.ahead import Ahead
 from cvfs.fetcher.blobs import Blobs
 from cvfs.fetcher.exploding import Exploder
 from cvfs.fetcher.keeping import Keeper
+from cvfs.fetcher.pages import Pages
 from cvfs.fetcher.shared import Shared
 from cvfs.flights import Room
 from cvfs.format.blob import unseal
-from cvfs.model import BlobRef, Digest
+from cvfs.model import BlobRef
 from cvfs.pieces import Around, InLeaf, Pack, Piece
-
-log = logging.getLogger(__name__)
 
 INLINE_BYTES = 256 << 10
 """A piece up to this size is read from the cache at once, in the loop: 70 us at most, where a thread costs 145 us."""
@@ -39,13 +37,12 @@ class Packs:
     What is under way is each repository's own: one whose server is dead must not hold up the others.
     """
 
-    def __init__(self, blobs: Blobs, shared: Shared, keeper: Keeper, exploder: Exploder) -> None:
+    def __init__(self, blobs: Blobs, shared: Shared, pages: Pages, keeper: Keeper, exploder: Exploder) -> None:
         self._blobs, self._cache, self._counters = blobs, blobs.cache, blobs.counters
         self._keeper, self._exploder = keeper, exploder
         self._under_way = Room(_UNDER_WAY_BYTES)
         self.packs, self.pieces, self._activity = shared.packs, shared.pieces, shared.activity
-        self._ahead: set[Digest] = set()
-        self.reads_ahead = True
+        self.ahead = Ahead(blobs, pages, self.packs, self._join)
 
     def piece_nowait(self, piece: Piece, around: Around) -> bytes | memoryview | None:
         """The piece, if it is in memory, or small and in the cache; else None."""
@@ -121,28 +118,8 @@ class Packs:
             self._exploder.note(piece, around.page)
         if not pack.was_read:
             pack.was_read = True
-            if self.reads_ahead:
-                self._read_ahead(around)
+            self.ahead.note_first_read(pack, around)
         return data
-
-    def _read_ahead(self, around: Around) -> None:
-        """A pack is read for the first time: if that follows the one before it, begin to bring the one behind it."""
-        following = around.next_pack() if follows(around, self.packs) else None
-        if following is None:
-            return
-        pack_id = following[0].location.pack.id
-        if pack_id not in self._ahead and self.packs.get(pack_id) is None:
-            self._ahead.add(pack_id)
-            self._blobs.nursery.start_soon(self._bring_ahead, *following)
-
-    async def _bring_ahead(self, piece: Piece, around: Around) -> None:
-        try:
-            pack = await self._join(piece, around)
-            self._counters.ahead += pack is not None and pack.was_fetched
-        except CvfsError as error:
-            log.debug("reading ahead: %s", error)  # who needs it will hear of it
-        finally:
-            self._ahead.discard(piece.location.pack.id)
 
     async def _bring(self, piece: Piece, around: Around) -> Pack | None:
         """The piece's pack; None if the piece itself is in the cache: another process has just put it there."""

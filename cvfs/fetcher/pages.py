@@ -10,7 +10,7 @@ from cvfs.fetcher.blobs import Blobs
 from cvfs.fetcher.shared import Known, Shared, weigh
 from cvfs.flights import Room
 from cvfs.format.blob import unseal
-from cvfs.format.pages import Leaf, Page, decode_page
+from cvfs.format.pages import Inner, Leaf, Page, decode_page
 from cvfs.inodes import Numbering
 from cvfs.missing import Missing
 from cvfs.model import BlobRef, Digest
@@ -55,6 +55,15 @@ class Pages:
     def in_memory(self) -> list[Digest]:
         """The ids of the pages that need not be read from the cache now."""
         return [page_id for page_id, seed in self._memory if seed == self._seed]
+
+    def after(self, ref: BlobRef) -> BlobRef | None:
+        """The page behind `ref` in the order of the tree, as far as one of the pages in memory lists both."""
+        for known in self._memory.values():
+            if isinstance(known.page, Inner):
+                blobs = [child.blob for child in known.page.children]
+                if ref in blobs[:-1]:
+                    return blobs[blobs.index(ref) + 1]
+        return None
 
     async def page(self, ref: BlobRef) -> Page:
         """The page `ref`, in memory from now on; the inode index knows all that a leaf lists."""

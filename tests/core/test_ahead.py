@@ -5,12 +5,15 @@ import os
 import trio.testing
 
 from cvfs.errors import TransportError
+from cvfs.model import BlobRef, Digest
 from tests.core.test_fetcher import noise
 from tests.core.world import Client, World, until
 from tests.servers import hang
 
 SIZE = 400_000
 FILES = {f"f{number:02}": noise(SIZE, number) for number in range(16)}
+MANY = {f"m{number:04}": noise(6000, number) for number in range(2400)}
+"""In several leaves of several packs each."""
 LARGE = {"large": noise(24 << 20, 1)}
 
 
@@ -42,6 +45,56 @@ def test_who_reads_packs_in_their_order_finds_the_next_one_there(world: World) -
     before = 1  # the page
     world.run(work)
     assert set(world.data_requests().values()) == {1}
+
+
+def test_the_next_leaf_and_its_first_pack_come_ahead_too(world: World) -> None:
+    world.publish(MANY)
+
+    async def look(client: Client) -> list[tuple[bytes, Digest, Digest]]:
+        """Of each file: its name, its leaf and its pack."""
+        names = map(os.fsencode, MANY)
+        return [(name, (await client.found(name)).page.id, (await client.pack_of(name)).id) for name in names]
+
+    async def work(client: Client) -> None:
+        begun: set[Digest] = set()
+        for name, leaf, pack in files:
+            if pack not in begun and len(begun) >= 2:
+                assert client.fetcher._packs.packs.get(pack) is not None
+                assert leaf in client.fetcher.pages_in_memory()
+            begun.add(pack)
+            assert await client.read(name) == MANY[os.fsdecode(name)]
+            await until(lambda: not client.fetcher._packs.ahead.is_busy)
+        assert client.fetcher.counters.ahead == len(begun) - 2
+
+    files = world.run(look, cache=world.top / "other")
+    assert len({leaf for _, leaf, _ in files}) >= 3
+    world.server.requests.clear()
+    world.run(work)
+    assert set(world.data_requests().values()) == {1}
+
+
+def test_a_next_leaf_that_cannot_be_had_harms_nobody(world: World) -> None:
+    world.publish(MANY)
+
+    async def look(client: Client) -> tuple[str, BlobRef]:
+        first = (await client.found(b"m0000")).page
+        names = [name for name in MANY if (await client.found(os.fsencode(name))).page == first]
+        following = (await client.found(os.fsencode(f"m{len(names):04}"))).page
+        assert following != first
+        return names[-1], following
+
+    async def work(client: Client) -> None:
+        world.server.misbehave(hang, path=world.url_path(following))
+        for name in [name for name in MANY if name <= last]:
+            assert await client.read(os.fsencode(name)) == MANY[name]
+        await until(lambda: world.server.requests[world.url_path(following)])
+        await until(lambda: not client.fetcher._packs.ahead.is_busy)
+        world.server.recover()
+        await attempt_until(client, f"m{int(last[1:]) + 1:04}")
+
+    last, following = world.run(look, cache=world.top / "other")
+    world.server.requests.clear()
+    world.run(work, deadline_s=2)
 
 
 def test_who_reads_here_and_there_gets_nothing_else(world: World) -> None:
@@ -81,11 +134,15 @@ def test_what_cannot_be_brought_ahead_harms_nobody_else(world: World) -> None:
         for name in (*packs[1], *packs[3]):
             assert await client.read(os.fsencode(name)) == FILES[name]
         world.server.recover()
-        with trio.fail_after(20):
-            while await attempt(client, packs[2][0]) != FILES[packs[2][0]]:  # noqa: ASYNC110 - nothing tells
-                await trio.sleep(0.05)
+        await attempt_until(client, packs[2][0])
 
     world.run(work, deadline_s=2)
+
+
+async def attempt_until(client: Client, name: str) -> None:
+    with trio.fail_after(20):
+        while await attempt(client, name) is None:  # noqa: ASYNC110 - nothing tells
+            await trio.sleep(0.05)
 
 
 async def attempt(client: Client, name: str) -> bytes | None:

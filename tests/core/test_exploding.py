@@ -152,7 +152,7 @@ def test_what_is_read_ahead_out_of_the_cache_was_not_brought_ahead(world: World)
         for name in names:
             await client.read(name)
             packs.append((await client.pack_of(name)).id)
-            await until(lambda: not client.fetcher._packs._ahead)
+            await until(lambda: not client.fetcher._packs.ahead.is_busy)
         await stored(client, *names)
         assert len(set(packs)) > 2
         return client.fetcher.counters.ahead, client.fetcher.counters.fetched_blobs
