@@ -11,7 +11,8 @@ ARGS ?=
 # make demo KEEP=1 leaves the demo mounted.
 KEEP ?=
 
-# Tests run in this many processes: they wait for servers and mounts as often as for a core.
+# Tests run in this many processes: they wait for servers and mounts as often as for a core. As root, where 8 GiB of
+# memory are free, they write to memory; with TESTS_ON_DISK=1 to /tmp, where what a failed test has left stays.
 TESTERS ?= $(shell expr $$(nproc) + 1)
 
 BUILD_PACKAGES := python3 python3-venv python3-dev gcc libc6-dev pkgconf libfuse3-dev fuse3
