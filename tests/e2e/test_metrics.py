@@ -37,8 +37,9 @@ def _scrape(path: Path) -> dict[str, Samples]:
 @pytest.fixture
 def mounted(host: Host, zoo_server: Server) -> Iterator[tuple[Host, Path]]:
     """A mount with two workers, where the engine has such, whose metrics are on a unix socket."""
-    workers = ("--workers", "2") if host.engine == "channel" else ()
-    mount = host.mount(zoo_server.url, "--metrics", f"unix:{host.top}/metrics", *workers)
+    options = ("--workers", "2") if host.engine == "channel" else ()
+    # Not a part of what is free, which changes at any moment.
+    mount = host.mount(zoo_server.url, "--metrics", f"unix:{host.top}/metrics", "--cache-limit", "1GB", *options)
     wait_until((host.top / "metrics").is_socket)
     yield host, mount
     host.umount(mount)
