@@ -383,12 +383,18 @@ def test_foreground_tells_the_service_manager(cvfs: Command, server: FaultyServe
 
 
 def test_journal_gets_priorities(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
-    with open(cvfs.top / "journal", "wb") as journal:
+    with open(cvfs.top / "journal", "wb") as journal, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(cvfs.top / "notify"))
+        manager.settimeout(SECONDS)
         status = os.fstat(journal.fileno())
-        cvfs.environment["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
+        cvfs.environment |= {
+            "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}",
+            "NOTIFY_SOCKET": str(cvfs.top / "notify"),
+        }
         with cvfs.start("mount", server.url, mnt, "-f", stderr=journal) as process:
-            wait_until(lambda: "mounted" in (cvfs.top / "journal").read_text())
+            assert manager.recv(1000).startswith(b"READY=1\n")
             process.terminate()
+    assert "mounted" in (cvfs.top / "journal").read_text()
     for line in (cvfs.top / "journal").read_text().splitlines():
         assert line.startswith("<6>")
 
