@@ -3,8 +3,13 @@
 import os
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Final
 
 from benchmarks.frame import timed
+
+_FILE_IS_BYTES: Final = 32 << 10
+"""To read a file from a mount takes as long as so many bytes of a large one, about, beside those it has."""
 
 
 def walk(top: Path) -> float:
@@ -41,28 +46,30 @@ def _stream(path: Path) -> None:
 
 
 def shares(top: Path, count: int) -> list[list[str]]:
-    """The files below `top` in `count` runs of about as many bytes, by the order of a walk."""
+    """The files below `top` in `count` runs that are about as much work, by the order of a walk."""
     files = [
-        (os.path.relpath(path, top), os.lstat(path).st_size)
+        (os.path.relpath(path, top), os.lstat(path).st_size + _FILE_IS_BYTES)
         for path in sorted(os.path.join(above, name) for above, _, names in os.walk(top) for name in names)
     ]
-    wanted = sum(size for _, size in files) / count
+    wanted = sum(work for _, work in files) / count
     found: list[list[str]] = [[] for _ in range(count)]
     done = 0
-    for name, size in files:
+    for name, work in files:
         found[min(count - 1, int(done / wanted)) if wanted else 0].append(name)
-        done += size
+        done += work
     return found
 
 
 def _tar(top: Path, names: list[str]) -> "subprocess.Popen[bytes]":
-    """A tar of `names`, which may be too many for a command line."""
-    command = 'exec 3<&0; tar --create --directory "$0" --null --no-unquote --files-from /dev/fd/3 | cat > /dev/null'
-    tar = subprocess.Popen(["bash", "-o", "pipefail", "-c", command, str(top)], stdin=subprocess.PIPE)
-    assert tar.stdin is not None
-    with tar.stdin as names_in:
+    """A tar of `names`, which may be too many for a command line. They come from a file: tar reads them as it goes, so
+    that whoever wrote them to a pipe would begin the next tar only when this one has nearly ended."""
+    command = 'tar --create --directory "$0" --null --no-unquote --files-from "$1" | cat > /dev/null'
+    with TemporaryFile() as names_in:
         names_in.write(b"\0".join(map(os.fsencode, names)))
-    return tar
+        names_in.seek(0)
+        descriptor = names_in.fileno()
+        argv = ["bash", "-o", "pipefail", "-c", command, str(top), f"/dev/fd/{descriptor}"]
+        return subprocess.Popen(argv, pass_fds=[descriptor])
 
 
 def _wait(processes: list["subprocess.Popen[bytes]"]) -> None:
