@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# To choose the interpreter: make venv PYTHON=/path/to/python3 (default: the newest on PATH that can do it).
+# To choose the interpreter: make venv PYTHON=/path/to/python3 (default: the system's own, or the newest on PATH
+# that can do it).
 PYTHON ?=
 # make test ARGS="-k tree -x", make benchmarks ARGS=--smoke
 ARGS ?=

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from benchmarks import peers, trees
@@ -34,6 +35,7 @@ def measure(context: Context) -> Report:
 
 
 def _import(top: Path, module: str) -> None:
-    """Only the interpreter's own executable is not below `top`."""
-    environment = {"PYTHONHOME": str(top), "PYTHONDONTWRITEBYTECODE": "1"}
+    """Only the interpreter's own executable is not below `top`; Debian's does not look into site-packages by itself."""
+    packages = top / "lib" / Path(sysconfig.get_path("stdlib")).name / "site-packages"
+    environment = {"PYTHONHOME": str(top), "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([sys._base_executable, "-c", f"import {module}"], env=environment, check=True)  # type: ignore[attr-defined]
