@@ -158,6 +158,11 @@ class Pack:
     def is_kept(self, piece: Piece) -> bool:
         return (self.is_stored and piece.recipe is None) or piece.key in self._kept
 
+    @property
+    def is_in_cache(self) -> bool:
+        """Whether the cache was given what was read of it."""
+        return self.is_stored or bool(self._kept)
+
     def begin_to_keep(self, pieces: Iterable[Piece]) -> list[Piece]:
         """Those of `pieces` that the cache was not given yet: it is given them now."""
         left = {piece.key: piece for piece in pieces if not self.is_kept(piece)}

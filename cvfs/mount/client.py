@@ -69,7 +69,7 @@ async def open_ground(settings: Settings) -> AsyncIterator["Ground"]:
         async with _services() as nursery:
             ground = Ground(cache, nursery, until_closed)
             nursery.start_soon(keep_within_limits, cache.quota)
-            nursery.start_soon(give_back_when_idle, ground.memory.activity)
+            nursery.start_soon(give_back_when_idle, ground.memory)
             yield ground
 
 

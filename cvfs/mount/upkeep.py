@@ -8,8 +8,7 @@ import trio
 
 from cvfs.cache.quota import Quota
 from cvfs.errors import CacheError
-from cvfs.fetcher import Fetcher
-from cvfs.fetcher.activity import Activity
+from cvfs.fetcher import Fetcher, Shared
 from cvfs.fetcher.exploding import Exploder
 from cvfs.heap import give_back
 
@@ -57,10 +56,11 @@ async def explode_when_idle(exploder: Exploder, turn: trio.Lock) -> None:
             await trio.to_thread.run_sync(give_back, abandon_on_cancel=True)
 
 
-async def give_back_when_idle(activity: Activity) -> None:
-    """Return what large buffers have left to the system whenever none was made for some seconds, until cancelled."""
+async def give_back_when_idle(memory: Shared) -> None:
+    """Return what large buffers have taken to the system whenever none was made for some seconds, until cancelled."""
     while True:
-        await activity.wait_for_pause(_PAUSE_S)
+        await memory.activity.wait_for_pause(_PAUSE_S)
+        memory.rest()
         await trio.to_thread.run_sync(give_back, abandon_on_cancel=True)
 
 

@@ -345,7 +345,7 @@ def test_memory_for_packs_and_pieces_is_bounded(world: World) -> None:
         async with trio.open_nursery() as nursery:
             for name in names:
                 nursery.start_soon(client.read, name)
-        assert client.fetcher._packs.packs.weight <= 12 * MIB
+        assert client.fetcher._packs.packs.weight <= 28 * MIB
         assert client.fetcher._packs.pieces.weight <= 12 * MIB
 
     world.run(work)
@@ -364,4 +364,4 @@ def test_packs_of_a_few_bytes_are_bounded_too(world: World) -> None:
     for number in range(12):
         world.publish({f"f{earlier}": b"%d" % earlier for earlier in range(number + 1)})
         names.append(b"f%d" % number)
-    world.run(work, budget=Budget(data_bytes=64 << 10))
+    world.run(work, budget=Budget(pack_bytes=32 << 10, piece_bytes=32 << 10))

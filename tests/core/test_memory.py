@@ -15,6 +15,7 @@ import trio.testing
 
 from cvfs.cache import Cache
 from cvfs.cli.pinning import _list
+from cvfs.errors import CacheError
 from cvfs.fetcher import Budget, Fetcher, Shared
 from cvfs.fetcher.shared import weigh
 from cvfs.format.blob import seal
@@ -22,7 +23,7 @@ from cvfs.format.pages import Child, decode_page, encode_inner, encode_leaf, enc
 from cvfs.inodes import Numbering
 from cvfs.mirrors import Mirrors, Network
 from cvfs.model import NO_CONTENT, BlobRef, Content, Digest, Entry, Location, Manifest, Record, Summary
-from cvfs.mount.upkeep import keep_pages_young, keep_within_limits
+from cvfs.mount.upkeep import give_back_when_idle, keep_pages_young, keep_within_limits
 from cvfs.transport import Transport
 from cvfs.trees.walk import resolve
 from tests.core.world import Client, World, until
@@ -182,6 +183,40 @@ def test_a_page_is_answered_before_the_cache_has_it(world: World, monkeypatch: p
         world.run(work)
     finally:
         may_store.set()
+
+
+@pytest.mark.parametrize("disk_fails", [False, True])
+def test_packs_and_pieces_are_held_while_somebody_reads(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, disk_fails: bool
+) -> None:
+    """But what the cache could not take is held on to: the next reader would have to have it fetched again."""
+    monkeypatch.setattr("cvfs.mount.upkeep._PAUSE_S", 0.05)
+    large = RANDOM.randbytes(5 << 20)
+    world.publish({"small": b"a few bytes", "other": RANDOM.randbytes(200_000), "large": large})
+
+    def fail(*_: Any) -> None:
+        raise CacheError("no space")
+
+    async def work(client: Client) -> None:
+        packs, pieces = client.fetcher._packs.packs, client.fetcher._packs.pieces
+        shared = Shared()
+        shared.packs, shared.pieces, shared.activity = packs, pieces, client.fetcher._packs._activity
+        if disk_fails:
+            monkeypatch.setattr(client.cache, "store_pack", fail)
+            monkeypatch.setattr("cvfs.pieces._put", fail)
+        assert await client.read(b"small") == b"a few bytes"
+        assert await client.read(b"large") == large
+        await until(lambda: all(pack.is_in_cache is not disk_fails for pack in packs.values()))
+        pieces.put("a piece", large, len(large))
+        held = len(packs)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give_back_when_idle, shared)
+            await until(lambda: not len(pieces))
+            assert len(packs) == (held if disk_fails else 0)
+            assert held >= 2
+            nursery.cancel_scope.cancel()
+
+    world.run(work)
 
 
 def test_what_nobody_expected_of_upkeep_ends_no_client(caplog: pytest.LogCaptureFixture) -> None:
