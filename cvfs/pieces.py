@@ -138,7 +138,7 @@ class Pack:
     with it the small objects in it, `came_ahead` that it was brought before anyone asked for it.
     """
 
-    def __init__(self, ref: BlobRef, plain: bytes | memoryview, *, was_fetched: bool, is_stored: bool) -> None:
+    def __init__(self, ref: BlobRef, plain: bytes, *, was_fetched: bool, is_stored: bool) -> None:
         self.ref, self.plain = ref, plain
         self.was_fetched, self.is_stored = was_fetched, is_stored
         self.was_read = self.came_ahead = False
@@ -188,7 +188,7 @@ def load(cache: Cache, piece: Piece) -> bytes | None:
     return cache.large.load(piece.recipe, piece.location)
 
 
-def store(cache: Cache, pieces: Iterable[Piece], plain: bytes | memoryview) -> list[IntegrityError]:
+def store(cache: Cache, pieces: Iterable[Piece], plain: bytes) -> list[IntegrityError]:
     """Put the pieces of one pack into the cache; returns what was wrong with those that were left out.
 
     Raises CacheError: the disk failed; the pieces before that are stored.

@@ -70,11 +70,10 @@ class Blobs:
         self.counters.fetched_bytes += len(stored)
         return stored
 
-    async def lock(self, ref: BlobRef, deadline: float, is_here: Callable[[], bool] = lambda: False) -> Lock:
-        """Be the one process that fetches `ref`. One that takes more than half of the time is not waited for; nor is
-        one that has what was wanted: `is_here()`."""
+    async def lock(self, ref: BlobRef, deadline: float) -> Lock:
+        """Be the one process that fetches `ref`. One that takes more than half of the time is not waited for."""
         with trio.move_on_at(deadline - self._deadline_s / 2):
-            while not is_here():
+            while True:
                 lock = self.cache.locks.try_lock(ref.id)
                 if lock is not None:
                     return lock

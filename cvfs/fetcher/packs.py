@@ -42,7 +42,6 @@ class Packs:
         self._keeper, self._exploder = keeper, exploder
         self._under_way = Room(_UNDER_WAY_BYTES)
         self.packs, self.pieces, self._activity = shared.packs, shared.pieces, shared.activity
-        self._unsealed = shared.unsealed
         self.ahead = Ahead(blobs, pages, self.packs, self._join)
 
     def piece_nowait(self, piece: Piece, around: Around) -> bytes | memoryview | None:
@@ -130,10 +129,7 @@ class Packs:
         if pack is not None:
             return pack
         with contextlib.ExitStack() as held:
-            held.callback((await blobs.lock(ref, deadline, lambda: self._unsealed.has(ref))).release)
-            pack = self._from_another(ref)
-            if pack is not None:
-                return pack
+            held.callback((await blobs.lock(ref, deadline)).release)
             if await self._is_in_cache(piece):
                 return None
             pack = await self._stored(ref)
@@ -141,8 +137,7 @@ class Packs:
                 return pack
             held.callback(await blobs.make_room(self._under_way, ref, deadline))
             stored = await blobs.fetch(ref, deadline)
-            work = unseal if piece.recipe else self._unsealed.unseal
-            plain = await blobs.in_thread(work, ref, stored, "a mirror")
+            plain = await blobs.in_thread(unseal, ref, stored, "a mirror")
             pack = self._hold_pack(Pack(ref, plain, was_fetched=True, is_stored=False))
             done = held.pop_all().close
             if piece.recipe is None and self._keeper.keeps_packs:
@@ -153,30 +148,22 @@ class Packs:
         return pack
 
     async def _stored(self, ref: BlobRef) -> Pack | None:
-        """A pack, if another worker has it or the cache has it as it came: one with small objects in it."""
-        pack = self._from_another(ref)
-        if pack is not None or not self._cache.packs.stored_bytes(ref.id):
-            return pack
+        """A pack, if the cache has it as it came: one with small objects in it."""
+        if not self._cache.packs.stored_bytes(ref.id):
+            return None
         plain = await self._blobs.in_thread(self._load_pack, ref)
         if plain is None:
             return None
         self._exploder.note_use(ref)
         return self._hold_pack(Pack(ref, plain, was_fetched=False, is_stored=self._keeper.keeps_packs))
 
-    def _from_another(self, ref: BlobRef) -> Pack | None:
-        """A pack that another worker has unsealed, who sees to it that the cache has it."""
-        plain = self._unsealed.find(ref)
-        if plain is None:
-            return None
-        return self._hold_pack(Pack(ref, plain, was_fetched=False, is_stored=self._keeper.keeps_packs))
-
-    def _load_pack(self, ref: BlobRef) -> bytes | memoryview | None:
+    def _load_pack(self, ref: BlobRef) -> bytes | None:
         try:
             stored = self._cache.packs.load(ref.id, ref.stored_size)
         except CacheError as error:
             self._blobs.degraded(error)
             return None
-        return None if stored is None else self._unsealed.unseal(ref, stored, "the cache")
+        return None if stored is None else unseal(ref, stored, "the cache")
 
     def _hold_pack(self, pack: Pack) -> Pack:
         self.packs.put(pack.ref.id, pack, len(pack.plain) + _PACK_BYTES)

@@ -12,7 +12,6 @@ import msgspec
 from cvfs.cache.index import Numbers
 from cvfs.cache.memory import Memory
 from cvfs.fetcher.activity import Activity
-from cvfs.fetcher.unsealed import Unsealed
 from cvfs.format.pages import Inner, Leaf, Page
 from cvfs.limits import MAX_LEVEL
 from cvfs.model import BlobRef, Digest
@@ -55,8 +54,6 @@ class Shared:
         self.packs: Memory[Digest, Pack] = Memory(budget.pack_bytes)
         self.pieces: Memory[Hashable, bytes] = Memory(budget.piece_bytes)
         self.pages: Memory[tuple[Digest, int], Known] = Memory(budget.page_bytes)
-        self.unsealed = Unsealed()
-        """What is shared with other processes, too."""
         self.activity = Activity()
         """Whether large buffers come and go: packs, and large pieces."""
 

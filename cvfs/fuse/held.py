@@ -88,20 +88,9 @@ class Held:
 
 
 def remove_files(unlink: dict[str, int | None]) -> None:
-    """Remove the files of a mount, by path, and directories of files. Where there is an inode number, only if it is
-    still that one: a mount that was made since on the same directory has put its own in the place of ours."""
+    """Remove the files of a mount, by path. Where there is an inode number, only if it is still that one: a mount that
+    was made since on the same directory has put its own in the place of ours."""
     for path, inode in unlink.items():
         with contextlib.suppress(FileNotFoundError):
             if inode is None or os.stat(path).st_ino == inode:
-                _remove(path)
-
-
-def _remove(path: str) -> None:
-    """A file, or a directory of files; of that, what somebody is just making stays."""
-    if not os.path.isdir(path):
-        os.unlink(path)
-        return
-    with contextlib.suppress(OSError):
-        for name in os.listdir(path):
-            os.unlink(f"{path}/{name}")
-        os.rmdir(path)
+                os.unlink(path)

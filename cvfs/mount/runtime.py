@@ -18,7 +18,6 @@ import msgspec
 
 from cvfs.errors import ConfigError, MountError
 from cvfs.flock import try_lock
-from cvfs.fuse.held import remove_files
 
 ANSWER_BYTES = 64 << 20
 """Of a mount of very many repositories: each that is in use takes about 2 KiB of a status."""
@@ -56,7 +55,7 @@ class Runtime(msgspec.Struct, frozen=True):
             for path in self.directory.iterdir():
                 owner = _owner_of(path)
                 if owner is not None and not _is_there(owner):
-                    remove_files({str(path): None})
+                    path.unlink(missing_ok=True)
         finally:
             os.close(lock)
 

@@ -96,7 +96,7 @@ class _Assembly:
         path, inode = self._runtime.identity_of(directory)
         shown_in = self._runtime.shown_of(directory, self._orders.supervisor)
         shown.attach(shown_in)
-        others = *shown.files(), *counting.files(shown_in, self._orders.count), _packs_of(shown_in)
+        others = *shown.files(), *counting.files(shown_in, self._orders.count)
         unlink = {str(path): inode} | {str(file): None for file in others}
         self._orders.hold({LISTENER: listener.detach()}, shown=str(shown_in), unlink=unlink)
 
@@ -115,8 +115,6 @@ class _Assembly:
             orders.remember(started_s=mount.started_s)
             orders.say("started", what=what, warnings=[event.message for event in self._recent.events])
 
-        if orders.count > 1:
-            ground.memory.unsealed.share_in(_packs_of(Path(orders.state["shown"])))
         async with trio.open_nursery() as nursery:
             counts = Counting(Path(orders.state["shown"]), orders.slot, orders.count, mount.status, self._tell_others)
             orders.handlers = {"switch": partial(self._switch, mounted), "count": counts.answer}
@@ -195,8 +193,3 @@ class _Assembly:
             "requests_interrupted": counts.interrupted,
             "replies_refused": counts.refused,
         }
-
-
-def _packs_of(shown_in: Path) -> Path:
-    """Where the workers of a mount share what they have unsealed."""
-    return shown_in.with_suffix(".packs")

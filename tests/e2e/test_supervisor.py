@@ -294,33 +294,6 @@ def test_several_workers_share_a_fetch(host: Host, filled: Store, tmp_path: Path
         host.umount(mount)
 
 
-@pytest.mark.parametrize("end", ["unmount", "death of the supervisor"])
-def test_what_several_workers_share_goes_with_the_mount(host: Host, filled: Store, end: str) -> None:
-    """Also what those who were killed have left."""
-    mount = host.mount(filled.path, "--workers", "2")
-    supervisor = supervisor_of(host, mount)
-
-    def shared() -> list[Path]:
-        return list(host.top.glob("run/*.packs/*"))
-
-    def read() -> bool:
-        kernel_caches.drop()
-        assert all((mount / name).read_bytes() == data for name, data in SMALL.items())
-        return bool(shared())
-
-    wait_until(read)
-    left = set(shared())
-    for pid in workers(supervisor):
-        os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: left.isdisjoint(shared()))
-    wait_until(read)
-    if end == "unmount":
-        host.umount(mount)
-    else:
-        os.kill(supervisor, signal.SIGKILL)
-    wait_until(lambda: not list(host.top.glob("run/*.packs")))
-
-
 def test_deaths_of_every_worker_are_counted_at_once(host: Host, filled: Store) -> None:
     """Only the first worker answers for the mount, and it is told of the others."""
     mount = host.mount(filled.path, "--workers", "2")
