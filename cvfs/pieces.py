@@ -142,6 +142,8 @@ class Pack:
         self.ref, self.plain = ref, plain
         self.was_fetched, self.is_stored = was_fetched, is_stored
         self.was_read = self.came_ahead = False
+        self.stores_under_way = 0
+        """How often the cache is just being given something of it."""
         self._right: set[tuple[Digest, int, int]] = set()
         self._kept: set[Hashable] = set()
 
@@ -159,9 +161,9 @@ class Pack:
         return (self.is_stored and piece.recipe is None) or piece.key in self._kept
 
     @property
-    def is_in_cache(self) -> bool:
-        """Whether the cache was given what was read of it."""
-        return self.is_stored or bool(self._kept)
+    def was_taken(self) -> bool:
+        """Whether the cache has what it was given of it, and that is not nothing."""
+        return not self.stores_under_way and (self.is_stored or bool(self._kept))
 
     def begin_to_keep(self, pieces: Iterable[Piece]) -> list[Piece]:
         """Those of `pieces` that the cache was not given yet: it is given them now."""

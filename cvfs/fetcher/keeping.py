@@ -38,6 +38,7 @@ class Keeper:
             done()
         else:
             pack.is_stored = True
+            pack.stores_under_way += 1
             self._blobs.nursery.start_soon(self._store_pack, pack, stored, done)
 
     def keep_pieces(self, pack: Pack, piece: Piece, around: Around, done: Callable[[], None]) -> None:
@@ -46,6 +47,7 @@ class Keeper:
             done()
         else:
             parts = pack.begin_to_keep([piece, *around.same_pack()])
+            pack.stores_under_way += 1
             self._blobs.nursery.start_soon(self._store_pieces, pack, parts, done)
 
     def tell(self, wrong: list[IntegrityError]) -> None:
@@ -63,6 +65,7 @@ class Keeper:
                 pack.is_stored = False
                 self._rest()
         finally:
+            pack.stores_under_way -= 1
             done()
 
     def _put_pack(self, pack: Pack, stored: bytes) -> bool:
@@ -78,6 +81,7 @@ class Keeper:
             else:
                 self.tell(wrong)
         finally:
+            pack.stores_under_way -= 1
             done()
 
     def _rest(self) -> None:

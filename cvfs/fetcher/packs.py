@@ -75,6 +75,7 @@ class Packs:
     def _in_memory(self, piece: Piece, around: Around) -> bytes | memoryview | None:
         data = self.pieces.get(piece.key)
         if data is not None:
+            self._activity.note()
             return data
         pack = self.packs.get(piece.location.pack.id)
         return None if pack is None else self._serve(pack, piece, around)
@@ -107,6 +108,7 @@ class Packs:
 
     def _serve(self, pack: Pack, piece: Piece, around: Around) -> memoryview:
         """The piece out of its pack. Whoever reads from memory sees to it that the cache has it, too."""
+        self._activity.note()
         try:
             data = pack.cut(piece)
         except IntegrityError:

@@ -55,12 +55,12 @@ class Shared:
         self.pieces: Memory[Hashable, bytes] = Memory(budget.piece_bytes)
         self.pages: Memory[tuple[Digest, int], Known] = Memory(budget.page_bytes)
         self.activity = Activity()
-        """Whether large buffers come and go: packs, and large pieces."""
+        """Whether packs and large pieces are brought or read."""
 
     def rest(self) -> None:
-        """Hold nothing any more that the cache has and that is large: nobody reads."""
+        """Hold no packs and pieces any more that the cache has: nobody reads."""
         self.pieces.clear()
-        for pack in [pack for pack in self.packs.values() if pack.is_in_cache]:
+        for pack in [pack for pack in self.packs.values() if pack.was_taken]:
             self.packs.drop(pack.ref.id)
 
     def put_page(self, key: tuple[Digest, int], known: Known) -> None:

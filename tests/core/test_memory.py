@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from cvfs import pieces
 from cvfs.cache import Cache
 from cvfs.cli.pinning import _list
 from cvfs.errors import CacheError
@@ -206,7 +207,7 @@ def test_packs_and_pieces_are_held_while_somebody_reads(
             monkeypatch.setattr("cvfs.pieces._put", fail)
         assert await client.read(b"small") == b"a few bytes"
         assert await client.read(b"large") == large
-        await until(lambda: all(pack.is_in_cache is not disk_fails for pack in packs.values()))
+        await until(lambda: all(pack.was_taken is not disk_fails for pack in packs.values()))
         pieces.put("a piece", large, len(large))
         held = len(packs)
         async with trio.open_nursery() as nursery:
@@ -215,6 +216,46 @@ def test_packs_and_pieces_are_held_while_somebody_reads(
             assert len(packs) == (held if disk_fails else 0)
             assert held >= 2
             nursery.cancel_scope.cancel()
+
+    world.run(work)
+
+
+def test_packs_are_held_until_a_slow_disk_has_taken_them(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.publish({"small": b"a few bytes", "large": RANDOM.randbytes(5 << 20)})
+    may_store = threading.Event()
+
+    async def work(client: Client) -> None:
+        store, put = client.cache.store_pack, pieces._put
+        monkeypatch.setattr(client.cache, "store_pack", lambda *given: (may_store.wait(20), store(*given)))
+        monkeypatch.setattr("cvfs.pieces._put", lambda *given: (may_store.wait(20), put(*given)))
+        shared = Shared()
+        shared.packs = client.fetcher._packs.packs
+        await client.read(b"small")
+        await client.read(b"large")
+        held = len(shared.packs)
+        shared.rest()
+        assert len(shared.packs) == held >= 2
+        may_store.set()
+        await until(lambda: (shared.rest(), not len(shared.packs))[1])
+
+    try:
+        world.run(work)
+    finally:
+        may_store.set()
+
+
+def test_a_slow_reader_is_one_who_reads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one who takes longer for a pack than the pause lasts, and brings nothing meanwhile."""
+    world.publish({f"f{number}": b"%d" % number for number in range(20)})
+
+    async def work(client: Client) -> None:
+        activity = client.fetcher._packs._activity
+        await client.read(b"f0")
+        for number in range(1, 20):
+            await trio.testing.wait_all_tasks_blocked()
+            activity._noted = trio.Event()
+            assert await client.read(b"f%d" % number) == b"%d" % number
+            assert activity.goes_on
 
     world.run(work)
 
