@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.__main__ import QUESTIONS
 from benchmarks.frame import Report, Target, interleave
-from benchmarks.readers import shares
+from benchmarks.readers import _tar, shares
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,8 +75,24 @@ def test_targets_and_ratios_are_of_medians() -> None:
 
 def test_shares_hold_every_file_once(tmp_path: Path) -> None:
     for number in range(20):
-        (tmp_path / f"{number:02}").write_bytes(bytes(number * 100))
+        (tmp_path / f"{number:02}").write_bytes(bytes(number * 10_000))
     parts = shares(tmp_path, 4)
     assert sorted(name for part in parts for name in part) == [f"{number:02}" for number in range(20)]
-    sizes = [sum((tmp_path / name).stat().st_size for name in part) for part in parts]
-    assert max(sizes) < 2 * min(sizes)
+    work = [sum((tmp_path / name).stat().st_size + 32_768 for name in part) for part in parts]
+    assert max(work) < 1.5 * min(work)
+
+
+@pytest.mark.timeout(20)
+def test_readers_begin_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many names one has: the next need not wait until it has taken them."""
+    program, gate = tmp_path / "bin/tar", tmp_path / "gate"
+    program.parent.mkdir()
+    os.mkfifo(gate)
+    program.write_text(f'#!/bin/sh\ncat {gate} "$7" > {tmp_path}/got\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    names = [f"{number:0200}" for number in range(5000)]
+    reader = _tar(tmp_path, names)
+    gate.write_bytes(b"")
+    assert reader.wait(10) == 0
+    assert (tmp_path / "got").read_text().split("\0") == names

@@ -4,10 +4,9 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
-from tests.e2e.host import ROOT, TOKEN, run, wait_until
+from tests.e2e.host import INTERPRETER, ROOT, TOKEN, run, wait_until
 from tests.mounts import OF_THIS_HOST, USUAL_MOUNT
 
 _DEADLINE_S = 60.0
@@ -42,7 +41,7 @@ class Booted:
         machine.mkdir()
         words = [f"--bind={path}" for path in ("/dev/fuse", "/dev/autofs") if Path(path).exists()]
         # Not to be written to: a machine that boots cleans up its /tmp, where they may be.
-        words += [f"--bind-ro={path}" for path in {sys.prefix, sys.base_prefix, ROOT, top}]
+        words += [f"--bind-ro={path}" for path in {*INTERPRETER, ROOT, top}]
         words += [f"--directory={machine}/root", "--quiet", "--keep-unit", "--register=no", "--link-journal=no"]
         shell = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _START, "sh", machine]
         with open(top / "boot.log", "wb") as log:

@@ -29,6 +29,9 @@ from tests.mounts import mount_points
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = (sys.executable, "-bb")
+INTERPRETER = {sys.prefix, sys.base_prefix} - {"/usr"}
+"""The directories that Python needs. The system's own is wherever /usr is; to bind that again would uncover what is
+hidden there, or keep it from being written to."""
 TOKEN = "CVFS_TEST_TOP"
 """In the environment of every process that a test starts: by it those that are left are found."""
 

@@ -3,12 +3,11 @@
 import contextlib
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from tests.e2e.booted import LET_GO
-from tests.e2e.host import ROOT, TOKEN, kill, processes_of, run, trust
+from tests.e2e.host import INTERPRETER, ROOT, TOKEN, kill, processes_of, run, trust
 
 UID, GID = 61234, 61235
 """Of nobody here: he has no name either."""
@@ -73,7 +72,7 @@ class Plain:
             TOKEN: str(self.home),
         }
         (top / "root.json").write_bytes(trust().root.read_bytes())
-        shown = {sys.prefix, sys.base_prefix, str(ROOT), str(top)}
+        shown = {*INTERPRETER, str(ROOT), str(top)}
         self._holder = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _BEGIN, "sh", " ".join(hidden), *shown],
             stdin=subprocess.PIPE,

@@ -1,5 +1,6 @@
 """mount.cvfs under the programs that run it: mount(8) with and without fstab, the automounter, systemd."""
 
+import contextlib
 import os
 import re
 import signal
@@ -175,10 +176,9 @@ def host_of_systemd(store: Store, tree: Path, server: Server, tmp_path: Path) ->
     """Booted, with `cvfs setup` done, and a repository configured."""
     (tree / "hello").write_text("hello\n")
     store.publish(tree)
-    machine = Booted(tmp_path)
     cvfs = ("env", f"PYTHONPATH={ROOT}", *PYTHON, "-m", "cvfs")
-    machine(*cvfs, "setup")
-    machine.write("/etc/cvfs/root.json", trust().root.read_text())
-    machine(*cvfs, "config", "add", "--root", "/etc/cvfs/root.json", server.url)
-    yield machine
-    machine.close()
+    with contextlib.closing(Booted(tmp_path)) as machine:
+        machine(*cvfs, "setup")
+        machine.write("/etc/cvfs/root.json", trust().root.read_text())
+        machine(*cvfs, "config", "add", "--root", "/etc/cvfs/root.json", server.url)
+        yield machine

@@ -1,5 +1,6 @@
 """The units of contrib/systemd under a real systemd, the first process of a machine of their own."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -29,11 +30,9 @@ class Machine(Booted):
     unit = "cvfs@software"
     mount = tree = Path("/cvfs/software")
 
-    def __init__(self, top: Path, url: str) -> None:
-        shutil.copy(trust().root, top / "root.json")
-        super().__init__(top)
+    def set_up(self, url: str, root: Path) -> None:
         self(*_CVFS, "setup")
-        self.configure(url, top / "root.json")
+        self.configure(url, root)
         self.write(f"/etc/systemd/system/{self.unit}.service.d/fast.conf", FAST)
         self("systemctl", "daemon-reload")
 
@@ -79,12 +78,16 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
+def root_in(top: Path) -> Path:
+    """The root of trust where a machine sees it."""
+    return Path(shutil.copy(trust().root, top / "root.json"))
+
+
 @pytest.fixture
 def machine(store: Store, tmp_path: Path) -> Iterator[Machine]:
-    with Server(store.path, tmp_path) as server:
-        machine = Machine(tmp_path, server.url)
+    with Server(store.path, tmp_path) as server, contextlib.closing(Machine(tmp_path)) as machine:
+        machine.set_up(server.url, root_in(tmp_path))
         yield machine
-        machine.close()
 
 
 def test_units(machine: Machine, store: Store) -> None:
@@ -181,15 +184,12 @@ def _resign(machine: Machine, store: Store) -> None:
 
 def test_unit_of_all(store: Store, tmp_path: Path) -> None:
     """One unit, no file for it: every configured repository on /cvfs, which it makes."""
-    with Server(store.path, tmp_path) as server:
-        machine = MachineOfAll(tmp_path, server.url)
-        try:
-            _mount_all(machine)
-            _run_with_all(machine)
-            _live_and_stop(machine)
-            _run_with_all(machine)  # its directory is there still
-        finally:
-            machine.close()
+    with Server(store.path, tmp_path) as server, contextlib.closing(MachineOfAll(tmp_path)) as machine:
+        machine.set_up(server.url, root_in(tmp_path))
+        _mount_all(machine)
+        _run_with_all(machine)
+        _live_and_stop(machine)
+        _run_with_all(machine)  # its directory is there still
 
 
 def _mount_all(machine: Machine) -> None:
