@@ -199,20 +199,20 @@ def test_packs_and_pieces_are_held_while_somebody_reads(
         raise CacheError("no space")
 
     async def work(client: Client) -> None:
-        packs, pieces = client.fetcher._packs.packs, client.fetcher._packs.pieces
+        packs, whole = client.fetcher._packs.packs, client.fetcher._packs.pieces
         shared = Shared()
-        shared.packs, shared.pieces, shared.activity = packs, pieces, client.fetcher._packs._activity
+        shared.packs, shared.pieces, shared.activity = packs, whole, client.fetcher._packs._activity
         if disk_fails:
             monkeypatch.setattr(client.cache, "store_pack", fail)
             monkeypatch.setattr("cvfs.pieces._put", fail)
         assert await client.read(b"small") == b"a few bytes"
         assert await client.read(b"large") == large
         await until(lambda: all(pack.was_taken is not disk_fails for pack in packs.values()))
-        pieces.put("a piece", large, len(large))
+        whole.put("a piece", large, len(large))
         held = len(packs)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(give_back_when_idle, shared)
-            await until(lambda: not len(pieces))
+            await until(lambda: not len(whole))
             assert len(packs) == (held if disk_fails else 0)
             assert held >= 2
             nursery.cancel_scope.cancel()
