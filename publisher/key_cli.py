@@ -45,7 +45,8 @@ def root_key_option(function: Function) -> Function:
         type=click.Path(path_type=Path),
         multiple=True,
         metavar="PATH",
-        help="A root key, if it is not with the others: on a medium that is kept elsewhere. Repeatable.",
+        help="A root key, if it is not with the others: on a medium that is kept elsewhere. Repeatable; "
+        "those that are named are used instead of those with the others.",
     )
     return option(function)
 

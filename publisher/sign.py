@@ -94,7 +94,7 @@ def _check_threshold(demanding: Root, metadata: Metadata[Root]) -> None:
         role = demanding.roles["root"]
         raise ConfigError(
             f"version {demanding.version} of the root wants {role.threshold} of {len(role.keyids)} root keys, "
-            "and they are not all here: name them with --root-key"
+            "and they are not all here: name each of them with --root-key, those in the directory of keys too"
         ) from error
 
 
