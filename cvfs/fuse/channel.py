@@ -30,13 +30,6 @@ MAX_TASKS: Final = 1024
 """Requests worked on at once; those behind them wait in a queue, which the number of callers bounds. A guess: some KiB
 each, and more than any host has threads that fault in one mount at a time."""
 
-_BATCH: Final = 64
-"""Requests answered before other tasks get their turn, and what was waited for them."""
-
-_GLANCE: Final = 8
-"""After so many, half a millisecond, a task that can go on gets its turn: what is being fetched takes some turns until
-it is there, each of which somebody may wait for. To look for one takes 5 us."""
-
 _WISHES: Final = Wishes()
 _GONE: Final = errno.ENODEV
 _TRY_AGAIN: Final = (errno.EINTR, errno.ENOENT)
@@ -134,15 +127,11 @@ class Channel:
                     raise
 
     def _take_batch(self, linger: Linger, nursery: trio.Nursery) -> None:
-        """Answer what there is, and what follows at once: nothing is waited for while a request waits for anything
-        else. Raises OSError if there is nothing to be read."""
+        """Answer what there is, and what follows at once. Raises OSError if there is nothing to be read."""
         descriptor, read, take = self._descriptor, os.read, self._take
-        for count in range(1, _BATCH + 1):
+        take(read(descriptor, READ_BUFFER_BYTES), nursery)
+        while linger.is_next(self._tasks):
             take(read(descriptor, READ_BUFFER_BYTES), nursery)
-            if count % _GLANCE == 0 and _can_another_go_on():
-                return
-            if not (linger.is_ready() if self._tasks else linger.comes_soon()):
-                return
 
     def _take(self, data: bytes, nursery: trio.Nursery) -> None:
         """Answer one request, or have it answered. Only a descriptor that cannot be written to raises."""
@@ -243,12 +232,6 @@ class Channel:
             self.statistics.refused += 1
             if error.errno not in (errno.ENOENT, errno.ENODEV):
                 log.warning("the kernel refused a reply of %d bytes: %s", _size(reply), error.strerror)
-
-
-def _can_another_go_on() -> bool:
-    """Whether a task has something to do; one that waits for a thread has, when that is done."""
-    now = trio.lowlevel.current_statistics()
-    return now.tasks_runnable > 0 or now.run_sync_soon_queue_size > 0
 
 
 _OURS: Final = UNANSWERED_OPCODES | {int(Opcode.INIT)}

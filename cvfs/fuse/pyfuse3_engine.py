@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -15,6 +15,7 @@ from cvfs.filesystem import BLOCK_BYTES, Node, View
 from cvfs.fuse.errno_table import refusal
 from cvfs.fuse.invalidate import Changes
 from cvfs.fuse.options import FOREVER_S, MountOptions, escaped
+from cvfs.fuse.pyfuse3_reading import Trio
 from cvfs.missing import Missing
 
 P = ParamSpec("P")
@@ -31,8 +32,10 @@ async def serve(
 
     Raises MountError if the kernel, or fusermount3, refuses. Cancelled: unmounted.
     """
+    handlers = Handlers(filesystem, options.request_deadline_s)
+    pyfuse3.trio = Trio(lambda: handlers.under_way)  # type: ignore[attr-defined]
     try:
-        pyfuse3.init(Handlers(filesystem, options.request_deadline_s), str(directory), set(fuse_options(options)))
+        pyfuse3.init(handlers, str(directory), set(fuse_options(options)))
     except RuntimeError as error:
         raise MountError(f"cannot mount on {directory}: {error} (is /dev/fuse there, and fuse3 installed?)") from error
     try:
@@ -100,13 +103,24 @@ class Handlers(pyfuse3.Operations):
         super().__init__()
         self._filesystem = filesystem
         self._deadline_s = request_deadline_s
+        self.under_way = 0
+        """The number of requests that wait for anything."""
 
     async def _bring(self, question: Callable[[], T]) -> T:
         try:
             return question()
         except Missing:
-            with trio.fail_after(self._deadline_s):
+            with self._waiting():
                 return await self._filesystem.bring(question)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self.under_way += 1
+        try:
+            with trio.fail_after(self._deadline_s):
+                yield
+        finally:
+            self.under_way -= 1
 
     @_answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
@@ -137,7 +151,7 @@ class Handlers(pyfuse3.Operations):
         file = await self._bring(lambda: self._filesystem.file_nowait(fh))
         data = file.read_nowait(off, size)
         if data is None:
-            with trio.fail_after(self._deadline_s):
+            with self._waiting():
                 data = await file.read(off, size)
         return bytes(data)
 

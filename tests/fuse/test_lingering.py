@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import trio
 
 from cvfs.fuse import lingering
 from cvfs.fuse.lingering import Linger
+from tests.in_trio import in_trio
 
 
 @pytest.fixture
@@ -78,3 +80,32 @@ def test_where_cpus_are_scarce_nobody_looks_for_a_while(pipe: tuple[int, int], m
     lent_s[0] = 0.0
     assert not is_near(linger).comes_soon()
     assert len(lent) == 1 + lingering._LOOKS, "somebody who takes a moment is no reason to stop"
+
+
+@pytest.fixture
+def ready(pipe: tuple[int, int]) -> Linger:
+    """Of a descriptor that always has something to be read."""
+    os.write(pipe[1], b"x")
+    return Linger(pipe[0])
+
+
+@in_trio
+async def test_other_tasks_get_their_turn_after_so_many_requests(ready: Linger) -> None:
+    for _ in range(2):
+        assert all(ready.is_next(is_any_under_way=False) for _ in range(lingering._BATCH - 1))
+        assert not ready.is_next(is_any_under_way=False)
+
+
+@in_trio
+async def test_a_task_that_can_go_on_gets_its_turn_sooner(ready: Linger) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.lowlevel.checkpoint)
+        assert all(ready.is_next(is_any_under_way=False) for _ in range(lingering._GLANCE - 1))
+        assert not ready.is_next(is_any_under_way=False)
+
+
+@in_trio
+async def test_nothing_is_waited_for_while_a_request_is(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    linger = Linger(pipe[0])
+    monkeypatch.setattr(linger, "comes_soon", lambda: pytest.fail("waited"))
+    assert not linger.is_next(is_any_under_way=True)
