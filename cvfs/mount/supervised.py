@@ -14,6 +14,7 @@ import trio
 
 from cvfs.errors import CvfsError
 from cvfs.format.manifest import decode_manifest
+from cvfs.fuse.cpus import keep_to_share
 from cvfs.fuse.kernel import open_device
 from cvfs.fuse.link import LISTENER, Message
 from cvfs.fuse.mounting import take_away
@@ -52,6 +53,7 @@ def work(request: MountRequest, connection: socket.socket, leave: Callable[[], N
     recent = setup_logging(request.settings.log_format)
     sys.setswitchinterval(_SWITCH_S)
     orders = Orders(connection)
+    keep_to_share(orders.slot, orders.count)
     try:
         try:
             trio.run(_Assembly(request, orders, recent, leave).serve)

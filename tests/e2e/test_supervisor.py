@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from cvfs.fuse.cpus import share
 from tests import kernel_caches
 from tests.e2e.host import PYTHON, Host, Server, Store, kill, mounts_below, processes_of, run, wait_until
 from tests.e2e.supervised import LARGE, SMALL, break_start, children, copy_code, fill, supervisor_of, workers
@@ -292,6 +293,29 @@ def test_several_workers_share_a_fetch(host: Host, filled: Store, tmp_path: Path
         asked = server.requests()
         assert len(asked) == len(set(asked))
         host.umount(mount)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="each worker's share is all that there is")
+def test_each_worker_keeps_to_its_share_of_the_cpus(host: Host, filled: Store) -> None:
+    """With all its threads, and also one that replaces another; the supervisor may run anywhere."""
+    mount = host.mount(filled.path, "--workers", "2")
+    supervisor = supervisor_of(host, mount)
+
+    def shares() -> set[frozenset[int]]:
+        with contextlib.suppress(OSError):  # one has ended meanwhile
+            threads = [int(name) for pid in workers(supervisor) for name in os.listdir(f"/proc/{pid}/task")]
+            return {frozenset(os.sched_getaffinity(thread)) for thread in threads}
+        return set()
+
+    whole = os.sched_getaffinity(0)
+    expected = {frozenset(share(whole, slot, 2)) for slot in range(2)}
+    wait_until(lambda: len(workers(supervisor)) == 2)
+    wait_until(lambda: shares() == expected)
+    kill(workers(supervisor)[0])
+    wait_until(lambda: host.status(mount)["restarts"] == 1)
+    wait_until(lambda: shares() == expected)
+    assert os.sched_getaffinity(supervisor) == whole
+    host.umount(mount)
 
 
 def test_deaths_of_every_worker_are_counted_at_once(host: Host, filled: Store) -> None:
