@@ -11,16 +11,25 @@ from cvfs.cache.large import recipe_of
 from cvfs.errors import FormatError
 from cvfs.fetcher import Fetcher
 from cvfs.format.locations import check_run
-from cvfs.format.pages import LocationPage
+from cvfs.format.pages import LocationPage, Page
 from cvfs.format.tree.lookup import Found
 from cvfs.model import Digest, Location
 from cvfs.pieces import Around, InLeaf, InList, Piece
+
+Parts = Sequence[bytes | memoryview]
+"""The bytes of a range, in order."""
+
+_Covered = tuple[int, memoryview]
+"""What a chunk has of a range: where it begins in the file, and its bytes."""
 
 _OFFSET = attrgetter("object_offset")
 
 _SPELL: Final = 64
 """Chunks that are read in the loop before others have their turn: a publisher may make a million of them out of what
 the kernel asks for at once. 64 that are cached take 1 to 5 ms."""
+
+_FEW_CHUNKS: Final = 8
+"""That are read without a turn for anybody else. What the kernel asks for at once is mostly in two of them."""
 
 _MOST_PARTS: Final = 512
 """That a read is given back in. writev(2) takes 1024, with the header of a reply and the zeros of holes among them."""
@@ -56,49 +65,48 @@ class File:
         cached = self._fetcher.cached_bytes(Digest(self.entry.content_id), self._recipe)
         return min(100, 100 * cached // size) if size else 100
 
-    def read_nowait(self, offset: int, length: int) -> bytes | memoryview | None:
-        """As `read`, where that needs no wait: a small file that is in memory or in the cache; else None."""
-        if self._whole is None:
-            return None if offset < self.entry.size else b""
-        data = self._fetcher.piece_nowait(self._whole, self._in_leaf(self._whole.location))
-        return None if data is None else data[offset : offset + length]
-
     async def read(self, offset: int, length: int) -> bytes | memoryview:
         """`length` bytes from `offset` on, fewer at the end of the file. Raises what `Fetcher.piece` does."""
         parts = await self.read_parts(offset, length)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def read_parts(self, offset: int, length: int) -> Sequence[bytes | memoryview]:
+    def read_parts_nowait(self, offset: int, length: int) -> Parts | None:
+        """As `read_parts`, where that needs no wait, else None: of what is in memory, or in the cache and small, or a
+        few chunks that the kernel has in memory. Raises PageMissing."""
+        end = min(offset + length, self.entry.size)
+        if offset >= end:
+            return ()
+        if self._whole is not None:
+            whole = self._fetcher.piece_nowait(self._whole, self._in_leaf(self._whole.location))
+            return None if whole is None else (whole[offset:end],)
+        covered: list[_Covered] = []
+        for number in self._page_numbers(offset, end):
+            locations = self._locations_nowait(number)
+            for location in _overlapping(locations, offset, end):
+                if len(covered) == _FEW_CHUNKS:
+                    return None
+                chunk = self._fetcher.piece_nowait(self._chunk(location), self._around(location, locations))
+                if chunk is None:
+                    return None
+                covered.append(_cut(location, chunk, offset, end))
+        return _with_holes(covered, offset, end)
+
+    async def read_parts(self, offset: int, length: int) -> Parts:
         """As `read`, in the parts in which the bytes are in memory, unless they are very many."""
         end = min(offset + length, self.entry.size)
         if offset >= end:
-            return []
+            return ()
         if self._whole is not None:
-            return [(await self._fetcher.piece(self._whole, self._in_leaf(self._whole.location)))[offset:end]]
-        parts: list[bytes | memoryview] = []
-        at = offset
-        for start, part in await self._parts(offset, end):
-            if start > at:
-                parts.append(bytes(start - at))
-            parts.append(part)
-            at = start + len(part)
-        if at < end:
-            parts.append(bytes(end - at))
-        return parts if len(parts) <= _MOST_PARTS else [b"".join(parts)]
-
-    async def _parts(self, offset: int, end: int) -> list[tuple[int, memoryview]]:
-        """What the chunks have of the range: (where it begins, its bytes). What no chunk covers is zeros."""
-        found: list[tuple[int, memoryview]] = []
+            return ((await self._fetcher.piece(self._whole, self._in_leaf(self._whole.location)))[offset:end],)
+        covered: list[_Covered] = []
         for number in self._page_numbers(offset, end):
             locations = await self._locations(number)
             for location in _overlapping(locations, offset, end):
-                if len(found) % _SPELL == _SPELL - 1:
+                if len(covered) % _SPELL == _SPELL - 1:
                     await trio.lowlevel.checkpoint()
                 chunk = await self._fetcher.piece(self._chunk(location), self._around(location, locations))
-                start = location.object_offset
-                first, last = max(offset, start), min(end, start + location.length)
-                found.append((first, memoryview(chunk)[first - start : last - start]))
-        return found
+                covered.append(_cut(location, chunk, offset, end))
+        return _with_holes(covered, offset, end)
 
     def _whole_piece(self) -> Piece | None:
         """The one piece of a small file."""
@@ -130,12 +138,41 @@ class File:
         """What location page `number` lists, or the record itself. Raises FormatError: the page is not what it says."""
         if not self._page_offsets:
             return self._content.locations
+        return self._listed(number, await self._fetcher.page(self._content.location_pages[number][1]))
+
+    def _locations_nowait(self, number: int) -> Sequence[Location]:
+        """As `_locations`, or raises PageMissing."""
+        if not self._page_offsets:
+            return self._content.locations
+        return self._listed(number, self._fetcher.page_nowait(self._content.location_pages[number][1]))
+
+    def _listed(self, number: int, page: Page) -> Sequence[Location]:
         start, ref = self._content.location_pages[number]
-        page = await self._fetcher.page(ref)
         if not isinstance(page, LocationPage):
             raise FormatError(f"page {ref.id.hex()} is not a location page")
         check_run(page.locations, start, ([*self._page_offsets, self.entry.size])[number + 1])
         return page.locations
+
+
+def _cut(location: Location, chunk: bytes | memoryview, offset: int, end: int) -> _Covered:
+    """What a chunk has of the range from `offset` to `end`, of which it has some."""
+    start = location.object_offset
+    first, last = max(offset, start), min(end, start + location.length)
+    return first, memoryview(chunk)[first - start : last - start]
+
+
+def _with_holes(covered: Sequence[_Covered], offset: int, end: int) -> Parts:
+    """The bytes of a range. What no chunk covers is zeros."""
+    parts: list[bytes | memoryview] = []
+    at = offset
+    for start, part in covered:
+        if start > at:
+            parts.append(bytes(start - at))
+        parts.append(part)
+        at = start + len(part)
+    if at < end:
+        parts.append(bytes(end - at))
+    return parts if len(parts) <= _MOST_PARTS else [b"".join(parts)]
 
 
 def _overlapping(locations: Sequence[Location], offset: int, end: int) -> Iterator[Location]:

@@ -16,7 +16,7 @@ from cvfs.appearance import Appearance
 from cvfs.cache.memory import Memory
 from cvfs.errors import PathError, StaleInodeError
 from cvfs.fetcher import NumberLost
-from cvfs.file import File
+from cvfs.file import File, Parts
 from cvfs.format.locations import WireContent
 from cvfs.format.tree.lookup import Found
 from cvfs.inodes import ROOT_INODE
@@ -88,7 +88,7 @@ class View(Protocol):
     def xattrs_nowait(self, inode: int) -> tuple[tuple[bytes, bytes], ...]: ...
     def xattr_nowait(self, inode: int, name: bytes) -> bytes | None: ...
     def file_nowait(self, inode: int) -> File: ...
-    def read_nowait(self, inode: int, offset: int, length: int) -> bytes | memoryview | None: ...
+    def read_parts_nowait(self, inode: int, offset: int, length: int) -> Parts | None: ...
     def space(self, inode: int = ...) -> Space: ...
 
 
@@ -189,7 +189,7 @@ class FileSystem:
             self._files.put(inode, file, file.weight)
         return file
 
-    def read_nowait(self, inode: int, offset: int, length: int) -> bytes | memoryview | None:
+    def read_parts_nowait(self, inode: int, offset: int, length: int) -> Parts | None:
         """Bytes of a regular file, where that needs no wait, else None; raises as `file_nowait` does.
 
         Nothing is kept of a file that one question is enough for.
@@ -199,7 +199,7 @@ class FileSystem:
             file = self._opened_nowait(inode)
             if offset or file.entry.size > length:
                 self._files.put(inode, file, file.weight)
-        return file.read_nowait(offset, length)
+        return file.read_parts_nowait(offset, length)
 
     def space(self, inode: int = ROOT_INODE) -> Space:
         """The size of the file system that an inode is in."""

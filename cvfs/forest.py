@@ -16,7 +16,7 @@ from cvfs.cache.index import Place
 from cvfs.cache.memory import Memory
 from cvfs.errors import PathError, StaleInodeError
 from cvfs.fetcher import NumberLost
-from cvfs.file import File
+from cvfs.file import File, Parts
 from cvfs.filesystem import FileSystem, Item, Node, Space, make_node
 from cvfs.inodes import ROOT_INODE
 from cvfs.model import Entry
@@ -147,11 +147,11 @@ class Forest:
             raise PathError(errno.EISDIR)
         return self._filesystem_nowait(inode).file_nowait(inode)
 
-    def read_nowait(self, inode: int, offset: int, length: int) -> bytes | memoryview | None:
-        """Bytes of a regular file, as `FileSystem.read_nowait`."""
+    def read_parts_nowait(self, inode: int, offset: int, length: int) -> Parts | None:
+        """Bytes of a regular file, as `FileSystem.read_parts_nowait`."""
         if inode == ROOT_INODE or self._trees.rooted_nowait(inode):
             raise PathError(errno.EISDIR)
-        return self._filesystem_nowait(inode).read_nowait(inode, offset, length)
+        return self._filesystem_nowait(inode).read_parts_nowait(inode, offset, length)
 
     def space(self, inode: int = ROOT_INODE) -> Space:
         """The size of the repository that an inode is in; at the root, of all that are open."""

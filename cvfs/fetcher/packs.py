@@ -20,6 +20,10 @@ from cvfs.pieces import Around, InLeaf, Pack, Piece
 INLINE_BYTES = 256 << 10
 """A piece up to this size is read from the cache at once, in the loop: 70 us at most, where a thread costs 145 us."""
 
+_INLINE_CHUNK_BYTES = 4 << 20
+"""A chunk up to this size is too, where the kernel has it in memory: 0.3 ms for 1 MiB, and nobody makes chunks of more
+than 4. To have a thread do it makes large files come 0.7 times as fast."""
+
 _ONE_REQUEST_BYTES = 128 << 10
 """What the kernel asks for at once, unless a larger size was agreed on."""
 
@@ -45,10 +49,10 @@ class Packs:
         self.ahead = Ahead(blobs, pages, self.packs, self._join)
 
     def piece_nowait(self, piece: Piece, around: Around) -> bytes | memoryview | None:
-        """The piece, if it is in memory, or small and in the cache; else None."""
+        """The piece, if it is in memory; or in the cache, and small, or in the kernel's memory as well; else None."""
         data = self._in_memory(piece, around)
-        if data is None and piece.location.length <= INLINE_BYTES:
-            data = self._hold(piece, self._in_cache(piece))
+        if data is None:
+            data = self._hold(piece, self._in_cache_nowait(piece))
         if data is not None:
             self._counters.hits += 1
         return data
@@ -80,12 +84,20 @@ class Packs:
         pack = self.packs.get(piece.location.pack.id)
         return None if pack is None else self._serve(pack, piece, around)
 
-    async def _load(self, piece: Piece) -> bytes | None:
+    async def _load(self, piece: Piece) -> bytes | memoryview | None:
         """The piece from the cache; read and verified once for all of the kernel's requests that it answers."""
         load = partial(self._blobs.in_thread, self._in_cache, piece)
         data = self._hold(piece, await self._blobs.flights.join(("piece", piece.key), load))
         self._counters.hits += data is not None
         return data
+
+    def _in_cache_nowait(self, piece: Piece) -> bytes | memoryview | None:
+        size = piece.location.length
+        if size <= INLINE_BYTES:
+            return self._in_cache(piece)
+        if piece.recipe is None or size > _INLINE_CHUNK_BYTES:
+            return None
+        return self._cache.large.load_nowait(piece.recipe, piece.location)
 
     def _in_cache(self, piece: Piece) -> bytes | None:
         try:
@@ -99,7 +111,7 @@ class Packs:
             return self._in_cache(piece) is not None
         return await self._blobs.in_thread(self._in_cache, piece) is not None
 
-    def _hold(self, piece: Piece, data: bytes | None) -> bytes | None:
+    def _hold(self, piece: Piece, data: bytes | memoryview | None) -> bytes | memoryview | None:
         """Keep what the kernel will ask for in several requests, so that it is verified only once for them."""
         if data is not None and len(data) > _ONE_REQUEST_BYTES:
             self.pieces.put(piece.key, data, len(data))

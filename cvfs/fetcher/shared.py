@@ -52,7 +52,7 @@ class Shared:
     def __init__(self, budget: Budget | None = None) -> None:
         budget = budget or Budget()
         self.packs: Memory[Digest, Pack] = Memory(budget.pack_bytes)
-        self.pieces: Memory[Hashable, bytes] = Memory(budget.piece_bytes)
+        self.pieces: Memory[Hashable, bytes | memoryview] = Memory(budget.piece_bytes)
         self.pages: Memory[tuple[Digest, int], Known] = Memory(budget.page_bytes)
         self.activity = Activity()
         """Whether packs and large pieces are brought or read."""

@@ -90,10 +90,10 @@ class Handlers:
 
     def _read(self, request: Request) -> Reply:
         read = requests.decode_read(request.data)
-        data = self._filesystem.read_nowait(request.node, read.offset, read.size)
-        if data is None:
+        parts = self._filesystem.read_parts_nowait(request.node, read.offset, read.size)
+        if parts is None:
             raise _DataMissing
-        return replies.encode_read(request.unique, data)
+        return replies.encode_read(request.unique, *parts)
 
     def _readdir(self, request: Request) -> Reply:
         read = requests.decode_read(request.data)

@@ -15,8 +15,8 @@ from cvfs.fuse.protocol.negotiation import FLEETING_FLAGS, Wishes
 log = logging.getLogger(__name__)
 
 READ_AHEAD_KIB: Final = 1024
-"""With 2 or 4 MiB large files come out of the local cache 1.15 and 1.3 times as fast, but a program that maps libraries
-fetches a tenth more when it starts for the first time (55 instead of 50 MB for scipy)."""
+"""With 2 or 4 MiB large files come out of the local cache no faster, and a program that maps libraries fetches a tenth
+more when it starts for the first time (55 instead of 50 MB for scipy)."""
 
 
 def kernel_options(options: MountOptions) -> kernel.MountOptions:

@@ -149,11 +149,13 @@ class Handlers(pyfuse3.Operations):
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
         file = await self._bring(lambda: self._filesystem.file_nowait(fh))
-        data = file.read_nowait(off, size)
-        if data is None:
+        parts = None
+        with contextlib.suppress(Missing):
+            parts = file.read_parts_nowait(off, size)
+        if parts is None:
             with self._waiting():
-                data = await file.read(off, size)
-        return bytes(data)
+                parts = await file.read_parts(off, size)
+        return b"".join(parts)
 
     async def release(self, fh: int) -> None:
         pass

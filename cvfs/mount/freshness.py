@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from cvfs.appearance import Appearance
 from cvfs.errors import ExpiredError, PathError
-from cvfs.file import File
+from cvfs.file import File, Parts
 from cvfs.filesystem import AS_PUBLISHED, FileSystem, Item, Node
 from cvfs.heads import Heads
 from cvfs.repository import Repository
@@ -113,6 +113,6 @@ class StrictFileSystem(FileSystem):
         self._check()
         return super().file_nowait(inode)
 
-    def read_nowait(self, inode: int, offset: int, length: int) -> bytes | memoryview | None:
+    def read_parts_nowait(self, inode: int, offset: int, length: int) -> Parts | None:
         self._check()
-        return super().read_nowait(inode, offset, length)
+        return super().read_parts_nowait(inode, offset, length)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvfs.fetcher import Budget
-from cvfs.file import _overlapping
+from cvfs.file import File, _overlapping
 from cvfs.filesystem import FileSystem
 from cvfs.format.blob import digest
 from cvfs.format.tree import build
@@ -120,6 +120,68 @@ def test_open_files_hold_no_pages(world: World) -> None:
     world.run(work, budget=Budget(page_bytes=600_000))
 
 
+def test_chunks_that_the_kernel_has_in_memory_are_read_without_a_wait(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random.Random(3).randbytes(3 * MIB) + bytes(8 * MIB) + random.Random(4).randbytes(20 * MIB)
+    world.publish({"f": data})
+    assert world.read(b"f") == [data]
+    ranges = [(0, MIB), (MIB - 5, MIB), (3 * MIB - 1, MIB), (5 * MIB, MIB), (len(data) - 3, MIB), (len(data), 1)]
+
+    def parts_of(file: File, offset: int, length: int) -> bytes | None:
+        parts = file.read_parts_nowait(offset, length)
+        return None if parts is None else b"".join(parts)
+
+    async def work(client: Client) -> None:
+        file = await client.file(b"f")
+        for offset, length in ranges:
+            assert parts_of(file, offset, length) == data[offset : offset + length]
+        assert parts_of(file, 0, len(data)) is None, "too many chunks for one turn"
+
+    async def without(client: Client) -> None:
+        file = await client.file(b"f")
+        assert parts_of(file, 0, MIB) is None
+        assert await file.read(0, MIB) == data[:MIB]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", raise_blocking)  # as where the disk has to be asked
+        world.run(without)
+    preadv = os.preadv
+    # Not every file system can tell: tmpfs cannot.
+    monkeypatch.setattr(os, "preadv", lambda fd, into, offset, flags: preadv(fd, into, offset))
+    world.run(work)
+    [cached] = (world.cache / "large").glob("*/*")
+    with cached.open("r+b") as file:
+        file.write(b"altered")
+    world.run(without)
+    world.run(work)
+    cached.unlink()
+    world.run(without)
+
+
+def raise_blocking(*_: object) -> int:
+    raise BlockingIOError
+
+
+def test_what_was_never_stored_is_not_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zeros that a sparse file of the cache has in place of a chunk would be hashed for nothing."""
+    data = random.Random(5).randbytes(30 * MIB)
+    world.publish({"f": data})
+
+    async def begin(client: Client) -> None:
+        client.fetcher.bring_only_what_is_asked()
+        await client.read(b"f", 0, 1)
+
+    async def work(client: Client) -> None:
+        file = await client.file(b"f")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "preadv", lambda *_: pytest.fail("read"))
+            assert file.read_parts_nowait(29 * MIB, MIB) is None
+
+    world.run(begin)
+    world.run(work)
+
+
 def test_chunks_without_end_let_others_have_their_turn(world: World) -> None:
     """Chunks of one byte are legal. A read of very many that are all cached is many waits, and few parts."""
     size = 4000
@@ -134,7 +196,8 @@ def test_chunks_without_end_let_others_have_their_turn(world: World) -> None:
 
     async def work(client: Client) -> None:
         assert await client.read(b"f") == data
-        file = client.fs.file_nowait((await client.lookup(b"f")).inode)
+        file = await client.file(b"f")
+        assert file.read_parts_nowait(0, size) is None
         turns = 0
 
         async def take_turns() -> None:

@@ -210,7 +210,7 @@ def test_root_is_listed_and_looked_at_without_opening_anything(host: Host) -> No
             with pytest.raises(PathError, match="directory"):
                 forest.file_nowait(inode)
             with pytest.raises(PathError, match="directory"):
-                forest.read_nowait(inode, 0, 1)
+                forest.read_parts_nowait(inode, 0, 1)
             with pytest.raises(PathError, match="Invalid argument"):
                 forest.readlink_nowait(inode)
         with pytest.raises(StaleInodeError):

@@ -1,6 +1,7 @@
 """What was shown last: never wrong, never too much, and gone with its revision."""
 
 import errno
+import random
 from functools import partial
 
 import pytest
@@ -76,9 +77,7 @@ def test_index_is_not_asked_for_what_was_shown(world: World, monkeypatch: pytest
             fs.getattr_nowait(first.node.inode)
         for node in (second.node, third.node):
             assert fs.getattr_nowait(node.inode) == node
-        data = fs.read_nowait(third.node.inode, 0, 4096)
-        assert data is not None
-        assert bytes(data) == b"333"
+        assert fs.read_parts_nowait(third.node.inode, 0, 4096) == (b"333",)
         assert fs.lookup_nowait(ROOT_INODE, b"f") == fs.getattr_nowait(looked_up.inode) == looked_up
 
     world.run(work)
@@ -136,7 +135,7 @@ def test_switch_to_another_revision(world: World) -> None:
 
 
 def test_small_file_that_is_read_at_once_is_kept_in_no_table(world: World) -> None:
-    world.publish({"small": b"12345", "empty": b"", "large": bytes(5 << 20)})
+    world.publish({"small": b"12345", "empty": b"", "large": random.Random(1).randbytes(5 << 20)})
 
     async def work(client: Client) -> None:
         fs = client.fs
@@ -144,15 +143,15 @@ def test_small_file_that_is_read_at_once_is_kept_in_no_table(world: World) -> No
         await client.read(b"small")
         fs._files.clear()
         for length in (5, 4096):
-            assert fs.read_nowait(inodes[b"small"], 0, length) == b"12345"
-        assert fs.read_nowait(inodes[b"empty"], 0, 4096) == b""
+            assert fs.read_parts_nowait(inodes[b"small"], 0, length) == (b"12345",)
+        assert fs.read_parts_nowait(inodes[b"empty"], 0, 4096) == ()
         assert len(fs._files) == 0
-        assert fs.read_nowait(inodes[b"small"], 0, 2) == b"12"  # there is more to come
-        assert fs.read_nowait(inodes[b"small"], 2, 4096) == b"345"
-        assert fs.read_nowait(inodes[b"large"], 0, 4096) is None
+        assert fs.read_parts_nowait(inodes[b"small"], 0, 2) == (b"12",)  # there is more to come
+        assert fs.read_parts_nowait(inodes[b"small"], 2, 4096) == (b"345",)
+        assert fs.read_parts_nowait(inodes[b"large"], 0, 4096) is None
         assert set(fs._files) == {inodes[b"small"], inodes[b"large"]}
         with pytest.raises(PathError) as refused:
-            fs.read_nowait(ROOT_INODE, 0, 1)
+            fs.read_parts_nowait(ROOT_INODE, 0, 1)
         assert refused.value.errno == errno.EISDIR
 
     world.run(work)

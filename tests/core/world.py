@@ -17,6 +17,7 @@ from cvfs.cache import Cache
 from cvfs.cache.cache import NO_LIMITS
 from cvfs.cache.space import Limits
 from cvfs.fetcher import Budget, Fetcher, Shared
+from cvfs.file import File
 from cvfs.filesystem import FileSystem, Item, Node
 from cvfs.format.blob import blob_path
 from cvfs.format.manifest import decode_manifest, encode_manifest
@@ -47,9 +48,12 @@ class Client:
             node = await self.fs.bring(lambda inode=node.inode, name=name: self.fs.lookup_nowait(inode, name))
         return node
 
-    async def read(self, path: bytes, offset: int = 0, length: int = 1 << 40) -> bytes:
+    async def file(self, path: bytes) -> File:
         inode = (await self.lookup(path)).inode
-        file = await self.fs.bring(lambda: self.fs.file_nowait(inode))
+        return await self.fs.bring(lambda: self.fs.file_nowait(inode))
+
+    async def read(self, path: bytes, offset: int = 0, length: int = 1 << 40) -> bytes:
+        file = await self.file(path)
         return bytes(await file.read(offset, length))
 
     async def explode(self) -> None:

@@ -241,6 +241,6 @@ def test_strict_obeys_what_others_have_accepted_and_nobody_means_no() -> None:
         strict._heads = Known(known, stored)  # type: ignore[assignment]
         with pytest.raises(ExpiredError, match=said):
             strict._check()
-        for question in (partial(strict.read_nowait, 7, 0, 1), partial(strict.file_nowait, 7)):
+        for question in (partial(strict.read_parts_nowait, 7, 0, 1), partial(strict.file_nowait, 7)):
             with pytest.raises(ExpiredError, match=said):
                 question()
