@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -213,10 +214,14 @@ def test_verify_blanks_out_damaged_pieces_of_large_files(scene: Scene) -> None:
     assert 1 <= len(scene.server.requests()) - before <= 2
 
 
-def test_damage_without_verify_reaches_no_reader(scene: Scene) -> None:
+@pytest.mark.parametrize("are_files", [True, False])
+def test_damage_without_verify_reaches_no_reader(scene: Scene, are_files: bool) -> None:
     """Also that of the large files, the ledger, pins and locks."""
+    scene.cvfs.ok("cache", "wipe", "--yes")
     scene.remount()
     scene.read_all()
+    if are_files:
+        scene.explode_all()
     scene.cvfs.ok("umount", scene.mnt)
     damage_all(scene)
     for path in scene.files("large"):
@@ -225,7 +230,11 @@ def test_damage_without_verify_reaches_no_reader(scene: Scene) -> None:
         (scene.cache / name).write_bytes(bytes(100))
     scene.cvfs.ok("mount", scene.server.url, scene.mnt)
     scene.read_all()
+    # A small file whose pack is in memory again was not looked at: what is wrong with it is found now.
+    scene.cvfs("cache", "verify", "--quiet")
     assert scene.cvfs.ok("cache", "verify", "--quiet") == b""
+    scene.remount()
+    scene.read_all()
 
 
 @pytest.mark.parametrize(
@@ -290,6 +299,34 @@ def test_what_users_have_open_stays(scene: Scene, are_files: bool) -> None:
         finally:
             scene.server = Server(scene.store.path, scene.mnt.parent, scene.server.port)
     wait_until(lambda: scene.cvfs("cache", "gc", "--to", "0") and not scene.files("objects") + scene.files("packs"))
+
+
+def test_what_is_open_stays_also_where_it_is_most_of_the_cache(scene: Scene) -> None:
+    """All else has what is left of the limit, if not for long."""
+    limit = 16 * MIB
+    scene.cvfs.ok("umount", scene.mnt)
+    scene.cvfs.ok("cache", "wipe", "--yes")
+    scene.cvfs.ok("mount", scene.server.url, scene.mnt, "--cache-limit", str(limit))
+    held, others = "large/one", [name for name in FILES if name != "large/one"]
+    assert limit // 2 < len(FILES[held]) < limit - 4 * MIB, "the index takes its part"
+    with (scene.mnt / held).open("rb") as file:
+        assert file.read() == FILES[held]
+        wait_until(lambda: any(path.stat().st_blocks * 512 >= LARGE for path in scene.files("large")))
+        [cached] = [path for path in scene.files("large") if path.stat().st_size == LARGE]
+        os.utime(cached, (time.time() - 3600,) * 2)  # what was used least recently
+        for _ in range(3):
+            kernel_caches.drop()
+            assert all((scene.mnt / name).read_bytes() == FILES[name] for name in others)
+        assert "in use" in scene.cvfs.refused("cache", "gc", "--to", "4 MiB", "--cache-limit", "16 MiB")
+        assert sum(count(scene.cache)) <= limit
+        kernel_caches.drop()
+        scene.server.close()
+        try:
+            file.seek(0)
+            assert file.read() == FILES[held]
+        finally:
+            scene.server = Server(scene.store.path, scene.mnt.parent, scene.server.port)
+    scene.remount()
 
 
 def used(scene: Scene) -> int:

@@ -9,19 +9,25 @@ that is in a thread of its own: the reader has its bytes already.
 import contextlib
 import time
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cvfs.cache.directory import CacheDirectory
-from cvfs.cache.evictor import Evictor
+from cvfs.cache.evictor import PAUSE, Evictor
 from cvfs.cache.ledger import Changer, Ledger, Sums, recounted
 from cvfs.cache.space import Disk
 from cvfs.errors import CacheFullError
+
+if TYPE_CHECKING:
+    from cvfs.cache.eviction import Found
 
 HASTE = 4
 """While the disk lacks free space, this times what is stored is evicted."""
 
 _SLACK_PART = 64
 _MAX_SLACK_BYTES = 64 << 20
+
+_MOST_STEPS = 8
+"""So many times what is usual is evicted, at most, so that it need not soon be found out again what users have open."""
 
 _ROUNDS = 4
 """So often others may take the room that was made, before it is made where nobody else stores."""
@@ -58,6 +64,8 @@ class Admission:
     def __init__(self, directory: CacheDirectory, disk: Disk, ledger: Ledger, evictor: Evictor) -> None:
         self._path, self._disk, self._ledger, self._evictor = directory.path, disk, ledger, evictor
         self._resting_until = 0.0
+        self._searched_s = 0.0
+        """When the last search ended."""
 
     def admit(self, storing: contextlib.ExitStack, data: int, metadata: int) -> Changer:
         """Add these bytes to the sums once there is room. `storing` is to be closed when they are stored; what is
@@ -77,9 +85,9 @@ class Admission:
             storing.close()
             if want.size > space.limit or time.monotonic() < self._resting_until:
                 raise self._full(want)
-            found = self._evictor.evict(lack + slack(sums.total))
-            freed += found
-            if not found:
+            found = self._search(lack, sums.total)
+            freed += found.freed
+            if not found.freed:
                 break
         return storing.enter_context(self._ledger.storing_after(partial(self._decide, want, freed)))
 
@@ -90,7 +98,7 @@ class Admission:
             sums, lack = self._take_now(change, want, freed)
             if lack <= 0:
                 return
-            found = self._evictor.search(lack + slack(sums.total), change=change)
+            found = self._search(lack, sums.total, change)
             freed += found.freed
             if found.freed:
                 continue
@@ -105,6 +113,16 @@ class Admission:
                 self._resting_until = end + (end - start) * (_REST_OPEN if found.in_use else _REST)
                 raise self._full(want)
             time.sleep(_POLL_S)
+
+    def _search(self, lack: int, total: int, change: Changer | None = None) -> "Found":
+        """Evict what is lacking of a cache of `total` bytes, and some more: the more, the sooner after the last search
+        for how long that had looked around."""
+        pause_s = max(time.monotonic() - self._searched_s, 1e-3)
+        steps = min(max(PAUSE * self._evictor.looking_s / pause_s, 1.0), _MOST_STEPS)
+        try:
+            return self._evictor.search(lack + round(steps * slack(total)), change=change)
+        finally:
+            self._searched_s = time.monotonic()
 
     def _take_now(self, change: Changer, want: _Want, freed: int) -> tuple[Sums, int]:
         """As `_take`, of the disk as it is now: others have made room as well."""

@@ -14,9 +14,6 @@ from cvfs.cache.quota import Quota
 from cvfs.cache.space import Limits
 from cvfs.model import Digest
 
-_OPEN_PART = 2
-"""Of the limit, at most, may be kept because users have it open."""
-
 NO_LIMITS = Limits()
 """None that were said: those that hold by default."""
 
@@ -57,7 +54,7 @@ class Cache:
         after the quota: it has room made."""
         if self._open_files is None:
             return ()
-        opened = self._open_files.ids(self.quota.use().limit_bytes // _OPEN_PART)
+        opened = self._open_files.ids(self.quota.use().limit_bytes)
         return opened.union(self.index.pages()) if of_metadata else opened
 
     def close(self) -> None:

@@ -19,6 +19,11 @@ _REST = 50
 without: so much smaller than all work is the part that looks for room in vain."""
 
 
+PAUSE = 10
+"""Before it is found out once more which files users have open, this times what it took is let go by: no more than a
+tenth of the time goes into that, however many processes there are."""
+
+
 class Evictor:
     """Of one cache directory. From any thread. Beside what is pinned, `needed(of_metadata)` must not be evicted: pages,
     or content.
@@ -35,6 +40,8 @@ class Evictor:
         self._dropped: deque[tuple[int, int, bool]] = deque()
         self.evicted_bytes = 0
         """Since the start, by this process."""
+        self.looking_s = 0.0
+        """How long it took the last time to find out what is needed: as long for a small step as for a large one."""
 
     def evict(self, size: int, *, of_metadata: bool = False) -> int:
         """Evict `size` bytes of data, or of pages, or what there is; the bytes freed."""
@@ -93,8 +100,21 @@ class Evictor:
         return total
 
     def _kept_of_shard(self, of_metadata: bool) -> Callable[[int], Collection[bytes]]:
-        needed = self._needed(of_metadata)
-        return lambda number: self._pins.of_shard(number).union(needed)
+        """What is needed is found out now, and once more now and then where the search takes long."""
+        needed: Collection[bytes] = ()
+        until = 0.0
+
+        def kept(number: int) -> Collection[bytes]:
+            nonlocal needed, until
+            start = time.monotonic()
+            if start >= until:
+                needed = self._needed(of_metadata)
+                end = time.monotonic()
+                self.looking_s = end - start
+                until = end + PAUSE * self.looking_s
+            return self._pins.of_shard(number).union(needed)
+
+        return kept
 
 
 def _without(counts: int, size: int, of_metadata: bool, sums: Sums) -> Sums:

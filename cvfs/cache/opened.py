@@ -30,24 +30,21 @@ _SMALLEST: Final = 1 << 32
 """Inode numbers of ours are hashes of 64 bits: one in four thousand million is below this. Those of nearly all other
 files are."""
 
-_REST: Final = 10
-"""A list is asked for anew once it is this times as old as it took to make: no more than a tenth of the time goes into
-that, however many processes there are. A hundred processes take 10 ms."""
-
 _WAIT_S: Final = 1.0
-"""For a new list; then the last one is used. To read of a process may wait for a lock that it holds, which it does for
-ever where it waits for a dead file server."""
+"""For a look around; then the last one counts. To read of a process may wait for a lock that it holds, which it does
+for ever where it waits for a dead file server. A hundred processes take 10 ms."""
 
 
 class Open(NamedTuple):
-    """A file that is open: its size in bytes, and the ids by which the cache has what it takes to read it."""
+    """A file that is open: how many bytes it has, holes aside, and the ids by which the cache has what it takes to read
+    it."""
 
     size: int
     ids: Collection[bytes]
 
 
 class OpenFiles:
-    """What is open now, or was a moment ago. From any thread.
+    """What is open now. From any thread.
 
     `find` says where the record with an inode number stands, `open_at` what is there of a page's records by position.
     """
@@ -60,35 +57,44 @@ class OpenFiles:
         self._find, self._open_at = find, open_at
         self._scanning = threading.Lock()
         self._known: dict[Place, Open] = {}
-        self._until = 0.0
+        self._begun = 0.0
+        """When the last look began."""
 
-    def ids(self, most_bytes: int) -> set[bytes]:
-        """The ids of all that must stay for those files to be read. Of files that together are larger than
-        `most_bytes` the smallest: who opens something huge must not keep all others from the cache."""
-        if time.monotonic() >= self._until and self._scanning.acquire(blocking=False):
-            scan = threading.Thread(target=self._scan, name="open files", daemon=True)
-            try:
-                scan.start()
-                scan.join(_WAIT_S)
-            except RuntimeError:  # there may be no thread more
+    def ids(self, limit: int) -> set[bytes]:
+        """The ids of all that must stay for the files to be read that are open when this is called. Not all of them can
+        where they are larger than the `limit`, in bytes: then of the smallest."""
+        asked = time.monotonic()
+        # Nobody waits twice for one that hangs.
+        is_late = self._scanning.locked() and asked > self._begun + _WAIT_S
+        if not is_late and self._scanning.acquire(timeout=_WAIT_S):
+            if self._begun >= asked:  # another thread has just looked
                 self._scanning.release()
+            else:
+                self._scan_for(_WAIT_S)
         found: set[bytes] = set()
         for each in sorted(self._known.values(), key=lambda each: each.size):
-            most_bytes -= each.size
-            if most_bytes < 0:
+            limit -= each.size
+            if limit < 0:
                 break
             found.update(each.ids)
         return found
 
+    def _scan_for(self, wait_s: float) -> None:
+        self._begun = time.monotonic()
+        scan = threading.Thread(target=self._scan, name="open files", daemon=True)
+        try:
+            scan.start()
+        except RuntimeError:  # there may be no thread more
+            self._scanning.release()
+        else:
+            scan.join(wait_s)
+
     def _scan(self) -> None:
-        start = time.monotonic()
         try:
             self._known = self._look()
         except (CvfsError, OSError) as error:
             log.warning("cannot tell which files are open: %s", error)
         finally:
-            now = time.monotonic()
-            self._until = now + _REST * (now - start)
             self._scanning.release()
 
     def _look(self) -> dict[Place, Open]:
@@ -153,5 +159,6 @@ def _open_in(leaf: Leaf, positions: Iterable[int]) -> dict[int, Open]:
             entry, content = leaf.groups[at[0]].entries[at[1]], leaf.content(*at)
             packs = {location.pack.id for location in content.locations}
             others = {page.id for _, page in content.location_pages}
-            found[position] = Open(entry.size, {entry.content_id, recipe_of(entry, content), *packs, *others})
+            size = entry.size if others else sum(location.length for location in content.locations)
+            found[position] = Open(size, {entry.content_id, recipe_of(entry, content), *packs, *others})
     return found

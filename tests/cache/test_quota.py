@@ -201,6 +201,51 @@ def test_where_nothing_may_go_nobody_looks_for_it_again_at_once(cache: Cache, mo
     assert has(cache, 102)
 
 
+def test_where_it_takes_long_to_see_what_is_open_more_is_evicted_at_once(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it is not looked for all the time; where there was a pause since, as little as ever."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def look(of_metadata: bool) -> list[bytes]:
+        now[0] += 1
+        return []
+
+    monkeypatch.setattr(cache.quota.evictor, "_needed", look)
+    store(cache, *range(64))
+
+    def evicted_by(number: int) -> int:
+        before = used(cache)
+        store(cache, number)
+        return (before + SIZE - used(cache)) // SIZE
+
+    assert evicted_by(100) == 2
+    store(cache, 101)
+    assert evicted_by(102) == 1 + 8
+    store(cache, *range(200, 208))
+    now[0] += 100
+    assert evicted_by(300) == 2
+
+
+def test_what_is_open_is_looked_for_again_where_a_search_takes_long(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(cache, *range(64))
+    ids = {digest(content(number)) for number in range(64)}
+    looks = []
+
+    def look(of_metadata: bool) -> set[Digest]:
+        """From the second time on all are open. It takes no time, so it is looked again for each part of the cache."""
+        looks.append(None)
+        return ids if len(looks) > 1 else set()
+
+    monkeypatch.setattr(cache.quota.evictor, "_needed", look)
+    cache.quota.evictor.evict(64 * SIZE)
+    first_part = max(sum(name[0] == number for name in ids) for number in range(256))
+    assert sum(has(cache, number) for number in range(64)) >= 64 - first_part
+
+
 @pytest.fixture
 def no_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on NFSv4 for lack of a delegation: that says nothing of who has a file open."""
