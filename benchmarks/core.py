@@ -3,6 +3,7 @@
 What a mount takes beyond these figures is the engine's, the kernel's and the asking program's.
 """
 
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from benchmarks.sandbox import Sandbox, sandbox
 from cvfs.config import Settings
 from cvfs.filesystem import FileSystem, Item
 from cvfs.inodes import ROOT_INODE
+from cvfs.missing import Missing
 from cvfs.mount.client import open_repository
 
 REQUEST_BYTES = 128 << 10
@@ -95,9 +97,12 @@ async def _walk_and_read(filesystem: FileSystem) -> None:
 
 async def _read(filesystem: FileSystem, inode: int, offset: int) -> None:
     """As an engine does: at once where that needs no wait."""
-    file = await filesystem.bring(partial(filesystem.file_nowait, inode))
-    if file.read_nowait(offset, REQUEST_BYTES) is None:
-        await file.read(offset, REQUEST_BYTES)
+    parts = None
+    with contextlib.suppress(Missing):
+        parts = filesystem.read_parts_nowait(inode, offset, REQUEST_BYTES)
+    if parts is None:
+        file = await filesystem.bring(partial(filesystem.file_nowait, inode))
+        await file.read_parts(offset, REQUEST_BYTES)
 
 
 async def _items(filesystem: FileSystem) -> AsyncIterator[tuple[int, Item]]:

@@ -94,11 +94,12 @@ class Admission:
     def _decide(self, want: _Want, freed: int, change: Changer) -> None:
         """Take what is wanted where nobody else stores. Raises CacheFullError: there is no room."""
         start, is_counted = time.monotonic(), False
+        keep = self._evictor.keep()
         while True:
             sums, lack = self._take_now(change, want, freed)
             if lack <= 0:
                 return
-            found = self._search(lack, sums.total, change)
+            found = self._evictor.search(lack + slack(sums.total), keep, change=change)
             freed += found.freed
             if found.freed:
                 continue
@@ -114,13 +115,13 @@ class Admission:
                 raise self._full(want)
             time.sleep(_POLL_S)
 
-    def _search(self, lack: int, total: int, change: Changer | None = None) -> "Found":
+    def _search(self, lack: int, total: int) -> "Found":
         """Evict what is lacking of a cache of `total` bytes, and some more: the more, the sooner after the last search
         for how long that had looked around."""
         pause_s = max(time.monotonic() - self._searched_s, 1e-3)
         steps = min(max(PAUSE * self._evictor.looking_s / pause_s, 1.0), _MOST_STEPS)
         try:
-            return self._evictor.search(lack + round(steps * slack(total)), change=change)
+            return self._evictor.search(lack + round(steps * slack(total)))
         finally:
             self._searched_s = time.monotonic()
 

@@ -12,7 +12,7 @@ from cvfs.cache.ledger import Changer, Ledger, Sums
 from cvfs.cache.pins import Pins
 
 if TYPE_CHECKING:
-    from cvfs.cache.eviction import Found
+    from cvfs.cache.eviction import Found, Keep
 
 _REST = 50
 """After a search that found nothing, this times its duration none is made for what is to be stored, where that can do
@@ -20,8 +20,8 @@ without: so much smaller than all work is the part that looks for room in vain."
 
 
 PAUSE = 10
-"""Before it is found out once more which files users have open, this times what it took is let go by: no more than a
-tenth of the time goes into that, however many processes there are."""
+"""Before it is found out once more in a search what users have open, this times what it took is let go by: no more than
+a tenth of the time goes into that, however many processes there are."""
 
 
 class Evictor:
@@ -47,13 +47,16 @@ class Evictor:
         """Evict `size` bytes of data, or of pages, or what there is; the bytes freed."""
         return self.search(size, of_metadata=of_metadata).freed if size > 0 else 0
 
-    def search(self, size: int, *, of_metadata: bool = False, change: Changer | None = None) -> "Found":
-        """As `evict`; what was found. `change` is for who has locked the ledger (`Ledger.storing_after`)."""
+    def search(
+        self, size: int, keep: "Keep | None" = None, *, of_metadata: bool = False, change: Changer | None = None
+    ) -> "Found":
+        """As `evict`; what was found. `keep` is for who searches several times in a row, `change` for who has locked
+        the ledger (`Ledger.storing_after`)."""
         from cvfs.cache.eviction import evict
         from cvfs.cache.shards import DATA, METADATA
 
         kinds = METADATA if of_metadata else DATA
-        steps = evict(self._path, kinds, size, self._kept_of_shard(of_metadata), self._leases)
+        steps = evict(self._path, kinds, size, keep or self.keep(of_metadata=of_metadata), self._leases)
         return self._take_off(steps, change or self._ledger.change, of_metadata=of_metadata)
 
     def evict_to_store(self, size: int, *, of_metadata: bool = False) -> int:
@@ -99,8 +102,9 @@ class Evictor:
         self.evicted_bytes += total.freed
         return total
 
-    def _kept_of_shard(self, of_metadata: bool) -> Callable[[int], Collection[bytes]]:
-        """What is needed is found out now, and once more now and then where the search takes long."""
+    def keep(self, *, of_metadata: bool = False) -> "Keep":
+        """What must stay. What is needed is found out when it is first asked for, and once more now and then where that
+        goes on for long."""
         needed: Collection[bytes] = ()
         until = 0.0
 

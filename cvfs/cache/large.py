@@ -22,6 +22,9 @@ from cvfs.model import Content, Digest, Entry, Location
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # whatever is there, opening does not wait
 
 
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
+"""Not in a Python that was built for an old C library."""
+
 _LEASE_S = 1.0
 """A process that is stopped while it holds a lease loses it only after /proc/sys/fs/lease-break-time: 45 s."""
 
@@ -41,6 +44,8 @@ class LargeFiles:
     def __init__(self, directory: CacheDirectory) -> None:
         self._directory = directory
         self._root = os.fsencode(directory.path / "large")
+        self._tells_what_is_in_memory = bool(_NOWAIT)
+        """Some file systems do not, tmpfs for one."""
 
     def path(self, recipe: Digest) -> bytes:
         name = recipe.hex().encode()
@@ -70,27 +75,38 @@ class LargeFiles:
         return data if digest(data) == location.chunk_id else None
 
     def load_nowait(self, recipe: Digest, location: Location) -> memoryview | None:
-        """As `load`, where the kernel has the bytes in memory and no disk is waited for; else None, as for any error:
-        `load` says what is wrong."""
-        with contextlib.suppress(OSError):
-            fd = os.open(self.path(recipe), _FLAGS | os.O_RDONLY)
-            try:
-                if not _has_data_at(fd, location):
-                    return None
-                stamp(fd)
-                data = memoryview(bytearray(location.length))
-                if os.preadv(fd, [data], location.object_offset, os.RWF_NOWAIT) == location.length:
-                    return data if digest(data) == location.chunk_id else None
-            finally:
-                os.close(fd)
+        """As `load`, where the kernel has the bytes in memory: no disk is waited for, nor who writes to the file. Else
+        None, as for any error: `load` says what is wrong."""
+        if self._tells_what_is_in_memory:
+            with contextlib.suppress(OSError):
+                fd = os.open(self.path(recipe), _FLAGS | os.O_RDONLY)
+                try:
+                    return self._read_nowait(fd, location)
+                finally:
+                    os.close(fd)
         return None
+
+    def _read_nowait(self, fd: int, location: Location) -> memoryview | None:
+        end = location.object_offset + location.length
+        try:
+            if not os.preadv(fd, [bytearray(1)], end - 1, _NOWAIT):  # before there is room made for all
+                return None
+            stamp(fd)
+            data = memoryview(bytearray(location.length))
+            if os.preadv(fd, [data], location.object_offset, _NOWAIT) != location.length:
+                return None
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                self._tells_what_is_in_memory = False
+            return None
+        return data if digest(data) == location.chunk_id else None
 
     def has_data(self, recipe: Digest, location: Location) -> bool:
         """Whether anything was ever stored where a chunk belongs: quickly says no, `load` says what it is worth."""
         with contextlib.suppress(OSError):
             fd = os.open(self.path(recipe), _FLAGS | os.O_RDONLY)
             try:
-                return _has_data_at(fd, location)
+                return os.lseek(fd, location.object_offset, os.SEEK_DATA) < location.object_offset + location.length
             finally:
                 os.close(fd)
         return False
@@ -109,11 +125,6 @@ class LargeFiles:
                 os.close(fd)
         except OSError as error:
             raise as_cache_error(f"cannot write to the cache {self._directory.path}", error) from error
-
-
-def _has_data_at(fd: int, location: Location) -> bool:
-    """Raises OSError ENXIO: from there on is nothing."""
-    return os.lseek(fd, location.object_offset, os.SEEK_DATA) < location.object_offset + location.length
 
 
 def _read_at(path: bytes, size: int, offset: int) -> bytes:

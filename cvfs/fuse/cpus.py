@@ -6,7 +6,7 @@ from collections.abc import Set
 
 
 def share(cpus: Set[int], slot: int, count: int) -> set[int]:
-    """Those that worker `slot` of `count` keeps to: neighbours, which share their caches. All, if there are fewer CPUs
+    """Those that worker `slot` of `count` keeps to: such as follow each other in number. All, if there are fewer CPUs
     than workers."""
     if len(cpus) < count:
         return set(cpus)

@@ -14,12 +14,12 @@ from typing import Final
 
 import trio
 
-_BATCH: Final = 64
-"""Requests answered before other tasks get their turn, and what was waited for them."""
+_BATCH_S: Final = 2e-3
+"""For so long requests are answered, and waited for, before other tasks get their turn: some 30 to 100 small ones."""
 
-_GLANCE: Final = 8
-"""After so many, half a millisecond, a task that can go on gets its turn: what is being fetched takes some turns until
-it is there, each of which somebody may wait for. To look for one takes 5 us."""
+_GLANCE_S: Final = 0.5e-3
+"""After this a task that can go on gets its turn: what is being fetched takes some turns until it is there, each of
+which somebody may wait for. To look for one takes 5 us."""
 
 _LOOKS: Final = 100
 """About 60 us: what `tar` does between two reads of small files, and twice what waking takes."""
@@ -46,18 +46,24 @@ class Linger:
         self._poll = poll.poll
         self._scarce_until = 0.0
         self._was_near = False
-        self._answered = 0
+        self._begun = self._glanced = 0.0
 
     def is_next(self, is_any_under_way: object) -> object:
         """Whether there is a request to answer before other tasks get their turn. To be asked after each answer;
         nothing is waited for while a request waits for anything else."""
-        self._answered += 1
+        now = time.perf_counter()
+        if not self._begun:
+            self._begun = self._glanced = now
         found: object = False
-        if self._answered < _BATCH and (self._answered % _GLANCE or not _can_another_go_on()):
+        if now - self._glanced < _GLANCE_S or not self._is_turn_over(now):
             found = self.is_ready() if is_any_under_way else self.comes_soon()
         if not found:
-            self._answered = 0
+            self._begun = 0.0
         return found
+
+    def _is_turn_over(self, now: float) -> bool:
+        self._glanced = now
+        return now - self._begun > _BATCH_S or _can_another_go_on()
 
     def is_ready(self) -> object:
         """Whether there is a request now. False is an empty list."""

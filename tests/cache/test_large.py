@@ -1,5 +1,6 @@
 """Chunks of large files: read at once where the kernel has them in memory, and only then."""
 
+import errno
 import os
 import random
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from cvfs.cache import large as module
 from cvfs.cache.directory import CacheDirectory
 from cvfs.cache.large import LargeFiles
 from cvfs.format.blob import digest
@@ -55,11 +57,32 @@ def test_what_the_kernel_has_in_memory_is_read_at_once(files: LargeFiles) -> Non
     assert files.load_nowait(RECIPE, chunk(1)) == DATA
 
 
-def test_what_is_not_stored_is_not_read(files: LargeFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_stored_is_not_given(files: LargeFiles) -> None:
     files.store(RECIPE, 3 * SIZE, chunk(1), DATA)
-    monkeypatch.setattr(os, "preadv", lambda *_: pytest.fail("read"))
     for number in (0, 2, 3):
         assert files.load_nowait(RECIPE, chunk(number)) is None
+
+
+def refuse(*_: object) -> int:
+    raise OSError(errno.EOPNOTSUPP, "not supported")
+
+
+def test_a_file_system_that_does_not_tell_is_asked_once(files: LargeFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.store(RECIPE, SIZE, chunk(0), DATA)
+    monkeypatch.setattr(os, "preadv", refuse)
+    assert files.load_nowait(RECIPE, chunk(0)) is None
+    assert files.load(RECIPE, chunk(0)) == DATA
+    monkeypatch.setattr(os, "preadv", lambda *_: pytest.fail("asked"))
+    assert files.load_nowait(RECIPE, chunk(0)) is None
+
+
+def test_a_python_of_an_old_c_library_never_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_NOWAIT", 0)
+    monkeypatch.setattr(os, "preadv", lambda *_: pytest.fail("asked"))
+    files = LargeFiles(CacheDirectory(tmp_path / "cache"))
+    files.store(RECIPE, SIZE, chunk(0), DATA)
+    assert files.load_nowait(RECIPE, chunk(0)) is None
+    assert files.load(RECIPE, chunk(0)) == DATA
 
 
 def test_what_is_not_right_is_not_given(files: LargeFiles) -> None:

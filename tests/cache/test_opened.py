@@ -13,6 +13,7 @@ from cvfs.cache.index import Place
 from cvfs.cache.opened import Open, OpenFiles
 from cvfs.format.blob import digest
 from cvfs.model import BlobRef
+from tests.command import wait_until
 
 LIMIT = 5000
 PAGE = BlobRef(digest(b"page"), 10, 10)
@@ -25,7 +26,8 @@ class Host:
         self.open: list[int] = []
         self.has_page = True
         self.looked: list[list[int]] = []
-        monkeypatch.setattr(module, "_inodes", lambda: iter(self.open))
+        monkeypatch.setattr(os, "listdir", lambda path: ["1", "2"] if path == "/proc" else pytest.fail(path))
+        monkeypatch.setattr(module, "_inodes_of", lambda pid: iter(self.open if pid == "1" else []))
         self.files = OpenFiles(self._find, self._open_at)
 
     def _find(self, inode: int) -> Place | None:
@@ -71,58 +73,121 @@ def test_what_was_opened_before_it_was_asked_is_told_however_lately(host: Host) 
         assert b"%d" % inode in host.files.ids(LIMIT)
 
 
-def test_who_asks_while_another_looks_waits_for_a_look_of_his_own(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_those_who_ask_while_another_looks_share_the_look_after_it(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that is under way may have passed the process that has opened something since."""
     begun, goes_on, looks = threading.Event(), threading.Event(), []
 
-    def look() -> Iterator[int]:
-        looks.append(None)
+    def look(pid: str) -> Iterator[int]:
+        if pid == "1":
+            looks.append(None)
         seen = list(host.open)
         if len(looks) == 1:
             begun.set()
             goes_on.wait(10)
         return iter(seen)
 
-    monkeypatch.setattr(module, "_WAIT_S", 10.0)
-    monkeypatch.setattr(module, "_inodes", look)
+    monkeypatch.setattr(module, "_STUCK_S", 10.0)
+    monkeypatch.setattr(module, "_inodes_of", look)
     first = threading.Thread(target=host.files.ids, args=[LIMIT])
     first.start()
     assert begun.wait(10)
     host.open.append(5)
     told: list[set[bytes]] = []
-    others = [threading.Thread(target=lambda: told.append(host.files.ids(LIMIT))) for _ in range(4)]
+    asking = threading.Barrier(5)
+
+    def ask() -> None:
+        asking.wait(10)
+        told.append(host.files.ids(LIMIT))
+
+    others = [threading.Thread(target=ask) for _ in range(4)]
     for other in others:
         other.start()
+    asking.wait(10)
+    assert not told
     goes_on.set()
     for thread in (first, *others):
         thread.join(10)
     assert told == [{b"5"}] * 4
-    assert len(looks) <= 1 + len(others)
+    assert len(looks) <= 3, "a second one, or a third for who was late"
 
 
-def test_a_process_that_cannot_be_read_of_holds_nobody_up(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+class Stuck:
+    """What process 1 has open cannot be read for some time."""
+
+    def __init__(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.goes_on, self.asked = threading.Event(), 0
+        self.others: list[int] = []
+        monkeypatch.setattr(module, "_STUCK_S", 0.05)
+        monkeypatch.setattr(module, "_inodes_of", self._look)
+
+    def _look(self, pid: str) -> Iterator[int]:
+        if pid == "1":
+            self.asked += 1
+            self.goes_on.wait(10)
+            return iter([7])
+        return iter(self.others)
+
+
+def test_a_process_that_cannot_be_read_of_is_left_out(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was known before stays, for it may still have it open; and all others are looked at."""
     host.open = [5]
     assert host.files.ids(LIMIT) == {b"5"}
-    goes_on = threading.Event()
+    stuck = Stuck(host, monkeypatch)
+    stuck.others = [9]
+    assert host.files.ids(LIMIT) == {b"5", b"9"}
+    stuck.others = [11]
+    assert host.files.ids(LIMIT) == {b"5", b"9", b"11"}
+    assert stuck.asked == 1
+    assert "process 1 " in caplog.text
+    stuck.goes_on.set()
+    wait_until(lambda: not host.files._stuck)
+    assert host.files.ids(LIMIT) == {b"7", b"11"}
 
-    def hanging() -> Iterator[int]:
-        goes_on.wait()
-        return iter([7])
 
-    monkeypatch.setattr(module, "_WAIT_S", 0.05)
-    monkeypatch.setattr(module, "_inodes", hanging)
-    assert host.files.ids(LIMIT) == {b"5"}, "the last one"
-    assert host.files.ids(LIMIT) == {b"5"}, "without another attempt"
+def test_a_disk_that_does_not_answer_holds_nobody_up(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.open = [5]
+    assert host.files.ids(LIMIT) == {b"5"}
+    goes_on, finds = threading.Event(), []
+
+    def find(inode: int) -> Place | None:
+        finds.append(inode)
+        goes_on.wait(10)
+        return None
+
+    monkeypatch.setattr(module, "_STUCK_S", 0.05)
+    host.files._find = find
+    for _ in range(3):
+        assert host.files.ids(LIMIT) == {b"5"}
+    assert finds == [5]
     goes_on.set()
-    with host.files._scanning:
-        assert host.files._known.keys() == {Place(1, PAGE, 7)}
+
+
+def test_many_processes_are_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where all of them together take longer than one may."""
+    monkeypatch.setattr(module, "_STUCK_S", 0.2)
+    monkeypatch.setattr(os, "listdir", lambda path: [str(pid) for pid in range(1, 8)])
+
+    def look(pid: str) -> Iterator[int]:
+        threading.Event().wait(0.05)
+        return iter([int(pid)])
+
+    monkeypatch.setattr(module, "_inodes_of", look)
+    assert host.files.ids(LIMIT) == {b"%d" % pid for pid in range(1, 8)}
 
 
 def test_own_descriptors_and_maps_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SMALLEST", 0)
     (tmp_path / "file").write_bytes(b"data")
     with (tmp_path / "file").open("rb") as file:
-        assert os.fstat(file.fileno()).st_ino in set(module._inodes())
+        assert os.fstat(file.fileno()).st_ino in set(module._inodes_of(str(os.getpid())))
+
+
+def test_the_same_content_counts_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.open = [3, 4, 5]
+    host.files._open_at = lambda page, positions: {each: Open(10, {b"same"}) for each in positions}
+    assert host.files.ids(10) == {b"same"}
 
 
 def test_pages_of_what_is_open_stay_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,6 +234,7 @@ def test_what_is_open_is_looked_for_again_where_a_search_takes_long(
     store(cache, *range(64))
     ids = {digest(content(number)) for number in range(64)}
     looks = []
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
 
     def look(of_metadata: bool) -> set[Digest]:
         """From the second time on all are open. It takes no time, so it is looked again for each part of the cache."""

@@ -159,27 +159,31 @@ def test_chunks_that_the_kernel_has_in_memory_are_read_without_a_wait(
     world.run(without)
 
 
-def raise_blocking(*_: object) -> int:
-    raise BlockingIOError
-
-
-def test_what_was_never_stored_is_not_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The zeros that a sparse file of the cache has in place of a chunk would be hashed for nothing."""
-    data = random.Random(5).randbytes(30 * MIB)
-    world.publish({"f": data})
-
-    async def begin(client: Client) -> None:
-        client.fetcher.bring_only_what_is_asked()
-        await client.read(b"f", 0, 1)
+def test_one_file_at_a_time_is_read_in_the_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads read the others that are read at the same moment."""
+    world.publish({"a": random.Random(6).randbytes(9 * MIB), "b": random.Random(7).randbytes(9 * MIB)})
+    world.read(b"a", b"b")
+    preadv, now = os.preadv, [1000.0]
+    monkeypatch.setattr(os, "preadv", lambda fd, into, offset, flags: preadv(fd, into, offset))
 
     async def work(client: Client) -> None:
-        file = await client.file(b"f")
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "preadv", lambda *_: pytest.fail("read"))
-            assert file.read_parts_nowait(29 * MIB, MIB) is None
+        files = [await client.file(name) for name in (b"a", b"b")]
+        client.fetcher._packs.pieces.clear()
+        client.fetcher._packs.packs.clear()
+        monkeypatch.setattr("cvfs.fetcher.packs.time.monotonic", lambda: now[0])
+        a, b = (file.read_parts_nowait for file in files)
+        assert a(0, 1)
+        assert b(0, 1) is None
+        assert a(8 * MIB, 1)
+        now[0] += 1
+        assert b(0, 1)
+        assert a(4 * MIB, 1) is None
 
-    world.run(begin)
     world.run(work)
+
+
+def raise_blocking(*_: object) -> int:
+    raise BlockingIOError
 
 
 def test_chunks_without_end_let_others_have_their_turn(world: World) -> None:
