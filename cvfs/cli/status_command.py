@@ -53,7 +53,8 @@ def _rows(status: dict[str, Any]) -> list[Sequence[str]]:
     """A line for the mount; of many repositories, one as well for each that somebody has used."""
     used = [each for each in status.get("repositories", ()) if each["state"] != "unused"]
     below = [{"url": "?", **each, "mountpoint": f"{status['mountpoint']}/{each['name']}"} for each in used]
-    return [_row(status), *map(_row, below)]
+    whole = {**status, "url": ""} if "repositories" in status else status
+    return [_row(whole), *map(_row, below)]
 
 
 def _row(status: dict[str, Any]) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cvfs.cli.status_command import _COLUMNS, _cache_use, _hit_ratio, _span
+from cvfs.cli.status_command import _COLUMNS, _cache_use, _hit_ratio, _rows, _span
 from tests.e2e.host import NAME, Host, Server
 
 
@@ -19,6 +19,18 @@ def test_the_table_is_as_wide_as_the_terminal(auto_host: Host, zoo_server: Serve
     assert {"ok", NAME, zoo_server.url} < set(wide[1].split())
     assert narrow[1] == str(mount)
     auto_host.umount(mount)
+
+
+def test_a_mount_of_all_names_the_mirrors_of_each_repository_only() -> None:
+    member = {"name": "a", "state": "ok", "network": {"mirror": "http://a"}}
+    whole = {
+        "mountpoint": "/m",
+        "state": "ok",
+        "url": "cvfs",
+        "repositories": [member, {"name": "b", "state": "unused"}],
+    }
+    at = _COLUMNS.index("MIRROR")
+    assert [(row[0], row[at]) for row in _rows(whole)] == [("/m", ""), ("/m/a", "http://a")]
 
 
 @pytest.mark.parametrize(
