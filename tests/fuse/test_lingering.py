@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
 import trio
@@ -10,14 +9,6 @@ import trio
 from cvfs.fuse import lingering
 from cvfs.fuse.lingering import Linger
 from tests.in_trio import in_trio
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
 
 
 def test_what_is_there_is_found(pipe: tuple[int, int]) -> None:

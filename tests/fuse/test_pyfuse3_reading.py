@@ -1,7 +1,6 @@
 """What pyfuse3's tasks wait with: who has answered goes on, and those that wait take over when it cannot."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import trio
@@ -9,14 +8,6 @@ from trio.testing import wait_all_tasks_blocked
 
 from cvfs.fuse.pyfuse3_reading import Trio
 from tests.in_trio import in_trio
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
 
 
 def stand_in() -> Trio:
