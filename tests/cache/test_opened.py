@@ -186,8 +186,10 @@ def test_own_descriptors_and_maps_are_seen(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_same_content_counts_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.open = [3, 4, 5]
-    host.files._open_at = lambda page, positions: {each: Open(10, {b"same"}) for each in positions}
-    assert host.files.ids(10) == {b"same"}
+    there = {3: Open(10, {b"same"}), 4: Open(10, {b"same"}), 5: Open(15, {b"other"})}
+    host.files._open_at = lambda page, positions: {each: there[each] for each in positions}
+    assert host.files.ids(25) == {b"same", b"other"}
+    assert host.files.ids(24) == {b"same"}
 
 
 def test_pages_of_what_is_open_stay_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
