@@ -18,7 +18,6 @@ _REST = 50
 """After a search that found nothing, this times its duration none is made for what is to be stored, where that can do
 without: so much smaller than all work is the part that looks for room in vain."""
 
-
 PAUSE = 10
 """Before it is found out once more in a search what users have open, this times what it took is let go by: no more than
 a tenth of the time goes into that, however many processes there are."""

@@ -21,7 +21,6 @@ from cvfs.model import Content, Digest, Entry, Location
 
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # whatever is there, opening does not wait
 
-
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
 """Not in a Python that was built for an old C library."""
 

@@ -295,7 +295,6 @@ def test_several_workers_share_a_fetch(host: Host, filled: Store, tmp_path: Path
         host.umount(mount)
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="each worker's share is all that there is")
 def test_each_worker_keeps_to_its_share_of_the_cpus(host: Host, filled: Store) -> None:
     """With all its threads, and also one that replaces another; the supervisor may run anywhere."""
     mount = host.mount(filled.path, "--workers", "2")
