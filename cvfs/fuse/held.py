@@ -43,9 +43,9 @@ class Held:
         return self.descriptors.get(FUSE + "0")
 
     @property
-    def mounted(self) -> str:
-        """The number of the device that is mounted, to be taken away by whoever ends last; "" if there is none."""
-        return "" if self.state.get("unmounted") else self.state.get("device") or ""
+    def mounted(self) -> list[str]:
+        """Where, and the number of the device, to be taken away by whoever ends last; empty if nothing is mounted."""
+        return [] if self.state.get("unmounted") else self.state.get("mounted", [])
 
     @property
     def can_resend(self) -> bool:

@@ -144,6 +144,11 @@ def unmount(directory: Path, *, lazy: bool = False) -> None:
     """Take the mount on `directory` away. `lazy`: at once for new users, for the present ones when they are done."""
     if not find_mount(directory):
         raise MountError(f"cannot unmount {directory}: nothing is mounted there")
+    detach(directory, lazy=lazy)
+
+
+def detach(directory: Path, *, lazy: bool) -> None:
+    """The same, for who knows that something is mounted."""
     if can_mount_directly():
         _unmount_directly(directory, lazy)
     else:

@@ -20,12 +20,25 @@ class MountInfo(msgspec.Struct, frozen=True):
 
 
 def find_mount(directory: Path) -> MountInfo | None:
-    """What is mounted on `directory` itself, the topmost if several are; None if nothing is, or it does not exist."""
-    mounts = {mount.directory: mount for mount in parse_mounts(Path("/proc/self/mountinfo").read_bytes())}
+    """What is mounted on `directory` itself, the topmost if several are; None if nothing is, or it does not exist.
+
+    Where nothing is, `directory` is looked at, and an automounter would mount: not for who has just been unmounted.
+    """
+    mounts = _mounts()
     # The last component is a mount's root if there is one: resolving it could wait for that file system.
     parent = Path(os.path.realpath(directory.parent if directory.name != ".." else directory))
     direct = parent / directory.name if directory.name not in ("", "..") else parent
     return mounts.get(direct) or mounts.get(Path(os.path.realpath(direct)))
+
+
+def is_mounted(point: Path, device: str) -> bool:
+    """Whether what is on top on `point`, spelled as a MountInfo has it, is the mount `device`. Looks at no path."""
+    mounted = _mounts().get(point)
+    return mounted is not None and mounted.device == device
+
+
+def _mounts() -> dict[Path, MountInfo]:
+    return {mount.directory: mount for mount in parse_mounts(Path("/proc/self/mountinfo").read_bytes())}
 
 
 def parse_mounts(text: bytes) -> list[MountInfo]:

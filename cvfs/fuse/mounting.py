@@ -8,7 +8,7 @@ from typing import Final
 
 from cvfs.errors import MountError
 from cvfs.fuse import kernel
-from cvfs.fuse.mountinfo import find_mount
+from cvfs.fuse.mountinfo import is_mounted
 from cvfs.fuse.options import MountOptions
 from cvfs.fuse.protocol.negotiation import FLEETING_FLAGS, Wishes
 
@@ -39,13 +39,15 @@ def raise_read_ahead(directory: Path) -> None:
         log.info("the read-ahead of %s cannot be raised: large files are read in smaller requests", directory)
 
 
-def take_away(directory: Path, device: str | None) -> None:
-    """Unmount lazily what is mounted on `directory` if it is the mount `device`, not another that has come there."""
-    mounted = find_mount(directory)
-    if mounted is not None and mounted.device == device:
+def take_away(point: str, device: str) -> None:
+    """Unmount lazily what is mounted on `point` if it is the mount `device`, not another that has come there.
+
+    An automounter that has just unmounted it would mount it again if anybody else but itself looked at `point`.
+    """
+    if is_mounted(Path(point), device):
         with contextlib.suppress(MountError):
-            kernel.unmount(directory, lazy=True)
+            kernel.detach(Path(point), lazy=True)
 
 
 if __name__ == "__main__":
-    take_away(Path(sys.argv[1]), sys.argv[2])
+    take_away(sys.argv[1], sys.argv[2])

@@ -32,15 +32,15 @@ class Surroundings(NamedTuple):
 
     `new_template` starts one, with the code that is installed now. `started(message)` is called when the mount can be
     used, with what the first worker says of it; `failed(error)` if it will never be. `alive()` is called now and then
-    while the mount is served and all who do that answer. `unmount(device)` takes the mount of that device away where
-    no worker can.
+    while the mount is served and all who do that answer. `unmount(point, device)` takes that mount away where no worker
+    can.
     """
 
     new_template: Callable[[], Template]
     started: Callable[[Message], None]
     failed: Callable[[str], None]
     alive: Callable[[], None]
-    unmount: Callable[[str], None]
+    unmount: Callable[[str, str], None]
 
 
 class Supervisor:
@@ -68,7 +68,7 @@ class Supervisor:
             self._wait(reader)
             self._tend(time.monotonic())
         if self._held.mounted:
-            self._around.unmount(self._held.mounted)
+            self._around.unmount(*self._held.mounted)
         self._crew.close()
         self._held.let_mount_go()
         self._held.remove_files()

@@ -99,7 +99,8 @@ class Worker:
                 descriptors[f"{FUSE}{slot}"] = kernel.clone_device(descriptor)
         finally:
             mounted = find_mount(self._directory)
-            self._orders.hold(descriptors, device=mounted.device if mounted else "")
+            about = {"mounted": [str(mounted.directory), mounted.device]} if mounted else {}
+            self._orders.hold(descriptors, **about)
 
     async def _wait_for_go(self) -> bool:
         while (order := await self._orders.receive()) is not None:
@@ -157,7 +158,8 @@ class Worker:
 
     async def _unmount(self) -> None:
         """Lazily: who uses it now may go on."""
-        await trio.to_thread.run_sync(take_away, self._directory, self._orders.state.get("device"))
+        if "mounted" in self._orders.state:
+            await trio.to_thread.run_sync(take_away, *self._orders.state["mounted"])
 
     def _pass_interrupt_on(self, unique: int) -> None:
         """Also where one worker is enough: after a reload there may be a second, which ends what it has begun."""

@@ -32,7 +32,7 @@ def serve(text: str, caller: Caller, template: Template) -> int:
     """
     request = json.loads(text)
     setup_logging(request["settings"]["log_format"])
-    unmount = [*_python(), "-m", "cvfs.fuse.mounting", request["directory"]]
+    unmount = [*_python(), "-m", "cvfs.fuse.mounting"]
 
     def started(message: Message) -> None:
         caller.report(message["warnings"])
@@ -51,7 +51,7 @@ def serve(text: str, caller: Caller, template: Template) -> int:
             started=started,
             failed=failed,
             alive=lambda: notify("WATCHDOG=1"),
-            unmount=lambda device: _run([*unmount, device]),
+            unmount=lambda point, device: _run([*unmount, point, device]),
         ),
         _begin(template, text, caller.log),
         request["settings"]["workers"],

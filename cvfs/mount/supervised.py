@@ -76,7 +76,8 @@ class _Assembly:
         if orders.is_first:
             self._runtime.prepare()
             os.close(open_device())
-            take_away(request.directory, orders.state.get("device"))  # a mount that the kernel could not save
+            if "mounted" in orders.state:  # what the kernel could not save
+                take_away(*orders.state["mounted"])
             prepare_mount_point(request.directory, nonempty=request.nonempty)
         shown = Shown(Path(orders.state["shown"]) if "shown" in orders.state else None)
         async with open_ground(request.settings) as ground:
