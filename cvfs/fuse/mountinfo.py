@@ -37,6 +37,12 @@ def is_mounted(point: Path, device: str) -> bool:
     return mounted is not None and mounted.device == device
 
 
+def find_mount_of(point: Path) -> MountInfo | None:
+    """The mount that `point` is in, spelled like that: its own if it has one. Looks at no path."""
+    mounts = _mounts()
+    return next((mounts[path] for path in (point, *point.parents) if path in mounts), None)
+
+
 def _mounts() -> dict[Path, MountInfo]:
     return {mount.directory: mount for mount in parse_mounts(Path("/proc/self/mountinfo").read_bytes())}
 

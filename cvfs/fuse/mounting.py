@@ -8,7 +8,7 @@ from typing import Final
 
 from cvfs.errors import MountError
 from cvfs.fuse import kernel
-from cvfs.fuse.mountinfo import is_mounted
+from cvfs.fuse.mountinfo import find_mount_of, is_mounted
 from cvfs.fuse.options import MountOptions
 from cvfs.fuse.protocol.negotiation import FLEETING_FLAGS, Wishes
 
@@ -47,6 +47,13 @@ def take_away(point: str, device: str) -> None:
     if is_mounted(Path(point), device):
         with contextlib.suppress(MountError):
             kernel.detach(Path(point), lazy=True)
+
+
+def is_to_be_made_anew(point: str) -> bool:
+    """Whether a mount on `point` that was lost, and taken away, is to be mounted again by who served it. Not if another
+    is there by now, nor below an automounter, which mounts when somebody comes."""
+    mounted = find_mount_of(Path(point))
+    return mounted is None or (mounted.directory != Path(point) and mounted.kind != "autofs")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from cvfs.format.manifest import decode_manifest
 from cvfs.fuse.cpus import keep_to_share
 from cvfs.fuse.kernel import open_device
 from cvfs.fuse.link import LISTENER, Message
-from cvfs.fuse.mounting import take_away
+from cvfs.fuse.mounting import is_to_be_made_anew, take_away
 from cvfs.fuse.orders import Orders
 from cvfs.fuse.worker import Worker
 from cvfs.mount import counting
@@ -76,8 +76,8 @@ class _Assembly:
         if orders.is_first:
             self._runtime.prepare()
             os.close(open_device())
-            if "mounted" in orders.state:  # what the kernel could not save
-                take_away(*orders.state["mounted"])
+            if "mounted" in orders.state and not self._is_to_go_on(*orders.state["mounted"]):
+                return
             prepare_mount_point(request.directory, nonempty=request.nonempty)
         shown = Shown(Path(orders.state["shown"]) if "shown" in orders.state else None)
         async with open_ground(request.settings) as ground:
@@ -88,6 +88,16 @@ class _Assembly:
                     until_started.callback(os.close, await lock(self._runtime))
                     self._prepare(shown)
                 await self._serve(mounted, ground, shown, until_started)
+
+    def _is_to_go_on(self, point: str, device: str) -> bool:
+        """Take away a mount that the kernel could not save. False: it is not to be made anew."""
+        take_away(point, device)
+        if is_to_be_made_anew(point):
+            return True
+        log.warning("the mount on %s is gone, and not ours to make anew", point)
+        self._orders.remember(unmounted=True)
+        self._orders.say("unmounted")
+        return False
 
     def _prepare(self, shown: Shown) -> None:
         """What the first worker of a mount leaves to all others."""

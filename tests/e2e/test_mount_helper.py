@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,6 +134,12 @@ def test_automounter(machine: Machine) -> None:
     assert not machine.mounts()
 
 
+def _about(machine: Machine, mount: Path) -> dict[str, Any]:
+    status = json.loads(machine(*PYTHON, "-m", "cvfs", "status", mount, "--json").stdout)
+    about: dict[str, Any] = status["mounts"][0]
+    return about
+
+
 @contextlib.contextmanager
 def _stopped(process: int) -> Iterator[None]:
     os.kill(process, signal.SIGSTOP)
@@ -145,7 +152,7 @@ def _stopped(process: int) -> Iterator[None]:
 def _wait_for_expiry(machine: Machine, mount: Path) -> None:
     """Nobody uses it. What served it knows of the end only when the automounter is done, and if it then looked at the
     place, it would be mounted again."""
-    (about,) = json.loads(machine(*PYTHON, "-m", "cvfs", "status", mount, "--json").stdout)["mounts"]
+    about = _about(machine, mount)
     server = os.pidfd_open(about["pid"])
     try:
         with _stopped(about["worker_pid"]):
@@ -154,6 +161,26 @@ def _wait_for_expiry(machine: Machine, mount: Path) -> None:
         assert not machine.mounts()
     finally:
         os.close(server)
+
+
+def test_automounter_where_requests_are_not_repeated(machine: Machine) -> None:
+    """On a kernel that loses a mount with its worker the automounter makes the next, and nothing is left of it."""
+    machine.host.environment |= {"CVFS_NO_RESEND": "1"}
+    top = machine.host.new_directory()
+    (machine.top / "auto.map").write_text("* -fstype=cvfs :&\n")
+    (machine.top / "auto.master").write_text(f"{top} {machine.top}/auto.map --timeout=60\n")
+    with _Automount(machine):
+        wait_until(lambda: str(top) in _autofs(machine))
+        assert machine("cat", top / NAME / "hello").stdout == b"hello\n"
+        about = _about(machine, top / NAME)
+        server = os.pidfd_open(about["pid"])
+        try:
+            os.kill(about["worker_pid"], signal.SIGKILL)
+            assert select.select([server], [], [], 30)[0], "it goes on"
+        finally:
+            os.close(server)
+        assert machine("cat", top / NAME / "hello").stdout == b"hello\n"
+        assert _about(machine, top / NAME)["pid"] != about["pid"]
 
 
 class _Automount:

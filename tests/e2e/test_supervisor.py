@@ -172,6 +172,22 @@ def test_kernel_that_cannot_repeat_requests(host: Host, filled: Store, count: in
         assert str(mount) not in Path("/proc/self/mountinfo").read_text()
 
 
+def test_lost_mount_in_whose_place_another_is(host: Host, filled: Store) -> None:
+    """It is not made anew, and nothing is left of it."""
+    host.environment |= {"CVFS_NO_RESEND": "1"}
+    mount = host.mount(filled.path)
+    first = host.status(mount)
+    with open(mount / "large", "rb"):
+        host.umount(mount, "--lazy")
+        host.mount(filled.path, on=mount)
+        second = supervisor_of(host, mount)
+        kill(first["worker_pid"])
+        wait_until(lambda: first["pid"] not in processes_of(host.top))
+    assert (mount / "d1/f1").read_bytes() == SMALL["d1/f1"]
+    assert supervisor_of(host, mount) == second
+    host.umount(mount)
+
+
 def _is_idle(pid: int) -> bool:
     """Whether a process has slept for half a second without any wake-up."""
     before = _switches(pid)
