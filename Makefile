@@ -18,7 +18,7 @@ TESTERS ?= $(shell expr $$(nproc) + 1)
 
 BUILD_PACKAGES := python3 python3-venv python3-dev gcc libc6-dev pkgconf libfuse3-dev fuse3
 TEST_PACKAGES := attr libcap2-bin git rsync squashfs-tools squashfuse zstd iproute2 nftables nginx-light squid autofs systemd-container \
-	bubblewrap busybox-static charliecloud crun docker.io podman runc uidmap
+	bubblewrap busybox-static catatonit charliecloud crun docker-compose docker.io podman runc uidmap
 
 # The tests that last longer with --long.
 LONG := soak or switches or storm

@@ -30,7 +30,9 @@ FIRST = "first.example.org"
 PROGRAMS = {
     "podman": "podman",
     "podman, rootless": "podman",
+    "kubernetes": "catatonit",
     "docker": "dockerd",
+    "compose": "docker-compose",
     "runc": "runc",
     "crun": "crun",
     "bubblewrap": "bwrap",
@@ -369,6 +371,35 @@ def podman(machine: Machine, user: int = 0) -> Iterator[Start]:
             run(*machine.words(*as_user, "podman", "system", "migrate"), env=variables)
 
 
+@contextlib.contextmanager
+def kubernetes(machine: Machine) -> Iterator[Start]:
+    """The documented pod, as podman runs it: there is no kubelet here."""
+    block = re.search(r"^```yaml\n(spec:\n.*?)^```$", _document(), re.MULTILINE | re.DOTALL)
+    assert block is not None
+    with tempfile.TemporaryDirectory(prefix="cvfs-podman-") as name:
+        environment = _podman_environment(Path(name), 0)
+        variables = machine.host.environment | {key: str(value) for key, value in environment.items()}
+        archive = run("tar", "-c", "-C", machine.image, ".").stdout
+        words = machine.words("podman", "import", "--change", "ENV PATH=/bin", "-", "localhost/busybox:latest")
+        run(*words, env=variables, input=archive)
+        image = "image: localhost/busybox:latest\n      command: [cat]\n      tty: true\n"
+        spec = block[1].replace("image: IMAGE\n", image)
+
+        @contextlib.contextmanager
+        def start(source: Path) -> Iterator[Cat]:
+            pod = Path(name, "pod.yaml")
+            head = "apiVersion: v1\nkind: Pod\nmetadata: { name: pod }\n"
+            pod.write_text(head + spec.replace("path: /cvfs,", f"path: {source},"))
+            run(*machine.words("podman", "play", "kube", "--network", "none", pod), env=variables)
+            try:
+                with _inside(machine, ["podman", "exec", "-i", "pod-job", "sh", "-c", _CAT], **environment) as cat:
+                    yield cat
+            finally:
+                run(*machine.words("podman", "pod", "rm", "--force", "--time", "0", "pod"), env=variables)
+
+        yield start
+
+
 def _podman_environment(top: Path, user: int) -> dict[str, str | Path]:
     for directory in ("root", "run", "home"):
         (top / directory).mkdir(mode=0o700)
@@ -387,6 +418,39 @@ def _podman_environment(top: Path, user: int) -> dict[str, str | Path]:
 
 @contextlib.contextmanager
 def docker(machine: Machine) -> Iterator[Start]:
+    with _docker_daemon(machine) as address:
+
+        def start(source: Path) -> contextlib.AbstractContextManager[Cat]:
+            program, verb, *words = documented("docker", source, "busybox")
+            words = ["--rm", "--interactive", "--network", "none", *map(str, words)]
+            return _inside(machine, [program, verb, *words], DOCKER_HOST=address)
+
+        yield start
+
+
+@contextlib.contextmanager
+def compose(machine: Machine) -> Iterator[Start]:
+    """The documented file, but that its service has no network."""
+    block = re.search(r"^```yaml\n(services:\n.*?)^```$", _document(), re.MULTILINE | re.DOTALL)
+    assert block is not None
+    version = run("docker-compose", "version", check=False)
+    if version.returncode:
+        pytest.skip(f"docker-compose does not run here: {version.stderr[-300:].decode()}")
+    with _docker_daemon(machine) as address, tempfile.TemporaryDirectory(prefix="cvfs-compose-") as name:
+        file = Path(name, "compose.yaml")
+
+        def start(source: Path) -> contextlib.AbstractContextManager[Cat]:
+            text = block[1].replace("source: /cvfs\n", f"source: {source}\n")
+            file.write_text(text.replace("image: IMAGE\n", "image: busybox\n    network_mode: none\n"))
+            words = ["docker-compose", "--file", file, "run", "--rm", "-T", "job", "sh", "-c", _CAT]
+            return _inside(machine, words, DOCKER_HOST=address)
+
+        yield start
+
+
+@contextlib.contextmanager
+def _docker_daemon(machine: Machine) -> Iterator[str]:
+    """The address of one that has the image "busybox"."""
     with tempfile.TemporaryDirectory(prefix="cvfs-docker-") as name:
         top, address = Path(name), f"unix://{name}/socket"
         words = {"data-root": f"{top}/data", "exec-root": f"{top}/exec", "pidfile": f"{top}/pid", "hosts": [address]}
@@ -398,13 +462,7 @@ def docker(machine: Machine) -> Iterator[Start]:
             _up(daemon, top)
             archive = run("tar", "-c", "-C", machine.image, ".").stdout
             run("docker", "-H", address, "import", "-", "busybox", input=archive)
-
-            def start(source: Path) -> contextlib.AbstractContextManager[Cat]:
-                program, verb, *words = documented("docker", source, "busybox")
-                words = ["--rm", "--interactive", "--network", "none", *map(str, words)]
-                return _inside(machine, [program, verb, *words], DOCKER_HOST=address)
-
-            yield start
+            yield address
         finally:
             daemon.terminate()
             daemon.wait(30)
@@ -447,7 +505,9 @@ def plain(machine: Machine, program: str) -> Iterator[Start]:
 ENGINES: dict[str, Callable[[Machine], contextlib.AbstractContextManager[Start]]] = {
     "podman": podman,
     "podman, rootless": lambda machine: podman(machine, USER),
+    "kubernetes": kubernetes,
     "docker": docker,
+    "compose": compose,
     "runc": lambda machine: bundle(machine, "runc"),
     "crun": lambda machine: bundle(machine, "crun"),
     "bubblewrap": lambda machine: plain(machine, "bwrap"),
