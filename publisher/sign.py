@@ -1,4 +1,4 @@
-"""Signed metadata, made: pure, from values and keys to bytes. What they mean is docs/format.md, section 8."""
+"""Signed metadata, made: pure, from values and keys to bytes. What they mean is docs/format.md, section 7."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy

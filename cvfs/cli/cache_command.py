@@ -28,7 +28,7 @@ cache_options = common.setting_options("cache", "cache_limit", "keep_free")
 
 @click.group("cache", epilog="Example: cvfs cache info")
 def command() -> None:
-    """Look at the cache of this host, check it, shrink it, keep things in it. All is safe while mounts are in use."""
+    """Look at this user's cache, check it, shrink it, keep things in it. All is safe while mounts are in use."""
 
 
 @command.command("info", epilog="Example: cvfs cache info --json")

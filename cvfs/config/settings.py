@@ -97,7 +97,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     A size is an int; where a share of the file system is allowed, that is a float.
     """
 
-    cache: Path = _setting(kinds.PATH, "host", "The cache of this host.", default_cache)
+    cache: Path = _setting(kinds.PATH, "host", "The cache, one for all mounts of a user.", default_cache)
     cache_limit: int | float | None = _setting(
         kinds.SIZE_OR_SHARE, "host", "What the cache may use [default: 20 GB or 80 % of the free space, if less]."
     )
