@@ -59,9 +59,3 @@ def squashfuse(image: Path, directory: Path) -> Iterator[Path]:
 
 
 _OPTIONS = [] if os.geteuid() == 0 else ["-u"]
-
-
-def file_system_of(path: Path) -> str:
-    return subprocess.run(
-        ["stat", "-f", "-c", "%T", str(path)], check=True, capture_output=True, text=True
-    ).stdout.strip()

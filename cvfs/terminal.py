@@ -84,3 +84,22 @@ def show_size(size_bytes: int) -> str:
 def show_count(number: int, what: str, plural: str = "") -> str:
     """1 file, 28,000 files."""
     return f"{number:,} {what if number == 1 else plural or what + 's'}"
+
+
+def escape(text: str) -> str:
+    """`text` in one line of printable characters; no two texts become the same.
+
+    What is not printable becomes what it is in a Python string, and so does the backslash. A byte that is no UTF-8, as
+    os.fsdecode has it, becomes \\xNN.
+    """
+    return "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable() and character != "\\":
+        return character
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    if "\x80" <= character <= "\xff":
+        return f"\\u{ord(character):04x}"  # not \\x85, which is a byte that is no UTF-8
+    return character.encode("unicode_escape").decode("ascii")

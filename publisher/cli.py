@@ -13,8 +13,7 @@ import msgspec
 from cvfs import __version__, terminal
 from cvfs.errors import ConfigError
 from cvfs.model import Manifest
-from cvfs.terminal import show_count, show_size
-from publisher.escape import escape
+from cvfs.terminal import escape, show_count, show_size
 from publisher.graft import parse_path
 from publisher.history_cli import diff_command, gc_command, rollback_command
 from publisher.key_cli import (

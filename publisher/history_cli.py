@@ -10,8 +10,7 @@ import msgspec
 
 from cvfs import terminal
 from cvfs.errors import StoreError
-from cvfs.terminal import show_count, show_size
-from publisher.escape import escape
+from cvfs.terminal import escape, show_count, show_size
 from publisher.key_cli import find_keys, keys_option, locked, now_s, warn
 from publisher.settings import state_directory
 from publisher.store import DirectoryStore, open_store

@@ -70,7 +70,7 @@ def test_template_is_forked_before_its_supervisor_imports_anything() -> None:
 
 def test_supervisor_imports_little() -> None:
     costly = ("click", "dataclasses", "inspect", "msgspec", "requests", "trio")
-    code = f"import sys, cvfs.mount.server, cvfs.mount.supervise; print([m for m in {costly} if m in sys.modules])"
+    code = f"import sys, cvfs.mount.server, cvfs.mount.channel_server; print([m for m in {costly} if m in sys.modules])"
     assert _python(code) == "[]\n"
 
 

@@ -13,7 +13,7 @@ from cvfs.fuse.invalidate import Changes
 from cvfs.fuse.link import Message
 from cvfs.model import Manifest
 from cvfs.mount.followers import FOLLOW_S, Followers, Following
-from cvfs.mount.refresh import AGAIN_S, Refresher
+from cvfs.mount.refresher import AGAIN_S, Refresher
 from tests.small_store import SmallStore
 
 

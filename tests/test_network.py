@@ -21,7 +21,7 @@ from cvfs.format import blob
 from cvfs.heads import Heads
 from cvfs.mirrors import OTHER_OPINION, Mirrors, Network, Source, network
 from cvfs.mirrors.health import BREAKER_AGE_S, BREAKER_MAX_OPEN_S, Health
-from cvfs.mount.refresh import Refresher
+from cvfs.mount.refresher import Refresher
 from cvfs.transport import DIRECT, Transport
 from cvfs.trust.names import TIMESTAMP
 from cvfs.trust.pin import Pin

@@ -18,13 +18,6 @@ _PINS = "pins"
 _RETIRED = ".old-"
 
 
-def default_directory() -> Path:
-    """/var/cache/cvfs for root, $XDG_CACHE_HOME/cvfs (~/.cache/cvfs) for others."""
-    if os.geteuid() == 0:
-        return Path("/var/cache/cvfs")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cvfs"
-
-
 class CacheDirectory:
     """A directory that is ours: made if missing, mode 0700, so that no other user can feed or read the cache.
 

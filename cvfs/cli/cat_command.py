@@ -1,6 +1,7 @@
 """cvfs cat."""
 
 import errno
+import os
 import sys
 
 import click
@@ -24,7 +25,7 @@ def command(url: str, paths: tuple[str, ...]) -> None:
     """
     common.setup_quiet_logging()
     location, settings = common.locate(url)
-    common.run(lambda: _cat(location, settings, [common.path_bytes(path) for path in paths]))
+    common.run(lambda: _cat(location, settings, [os.fsencode(path) for path in paths]))
     sys.stdout.buffer.flush()
 
 

@@ -1,6 +1,5 @@
 """What the commands share: options, names made fit to print, and running a coroutine."""
 
-import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from cvfs import terminal
 from cvfs.config import Configuration, Settings, read_configuration
 from cvfs.config.kinds import SWITCH
 from cvfs.config.settings import TABLE, Setting
@@ -109,26 +109,9 @@ def setup_quiet_logging() -> None:
 
 def printable(name: bytes, *, escape: bool) -> bytes:
     """`name` as it is, or with all that could upset a terminal written as \\n, \\x1b and the like."""
-    if not escape:
-        return name
-    text = name.decode("utf-8", "surrogateescape")
-    return "".join(map(_escaped, text)).encode()
-
-
-def _escaped(character: str) -> str:
-    if character.isprintable() and character != "\\":
-        return character
-    if "\udc80" <= character <= "\udcff":
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    if character <= "\x7f":
-        return character.encode("unicode_escape").decode()
-    return f"\\U{ord(character):08x}"  # not \\x85, which is a byte that is no UTF-8
+    return terminal.escape(name.decode("utf-8", "surrogateescape")).encode() if escape else name
 
 
 def write_out(data: bytes | bytearray | memoryview) -> None:
     """To standard output, whole. Raises BrokenPipeError when the reader has gone."""
     sys.stdout.buffer.write(data)
-
-
-def path_bytes(path: str) -> bytes:
-    return os.fsencode(path)

@@ -49,11 +49,11 @@ async def _copy(url: str, settings: Settings, path: str, target: str, recursive:
     from cvfs.trees.walk import resolve
 
     async with open_repository(url, settings, settings.which) as client:
-        found = await resolve(client.repository, common.path_bytes(path), follow=not recursive)
+        found = await resolve(client.repository, os.fsencode(path), follow=not recursive)
         if found.entry.is_directory and not recursive:
             raise PathError(errno.EISDIR, f"{path}: use -r")
         copier = Copier(client.repository, client.fetcher, tally)
-        await copier.copy(found, _target_of(found, common.path_bytes(target)))
+        await copier.copy(found, _target_of(found, os.fsencode(target)))
 
 
 def _target_of(found: "Found", target: bytes) -> bytes:

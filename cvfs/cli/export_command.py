@@ -38,7 +38,7 @@ def command(url: str, path: str, directory: str, quiet: bool, as_json: bool) -> 
     started = time.monotonic()
     os.makedirs(os.path.dirname(os.path.abspath(directory)), exist_ok=True)
     with watching("Exporting", quiet=quiet) as (tally, expect):
-        common.run(lambda: _export(location, settings, common.path_bytes(path), directory, tally, expect))
+        common.run(lambda: _export(location, settings, os.fsencode(path), directory, tally, expect))
     _report(tally, time.monotonic() - started, quiet=quiet, as_json=as_json)
     check(tally, "run it again to go on")
 
@@ -55,7 +55,7 @@ async def _export(url: str, settings: Settings, path: bytes, directory: str, tal
             raise PathError(errno.ENOTDIR, path)
         expect((await measure(client.repository, found)).size_bytes)
         copier = Copier(client.repository, client.fetcher, tally, resume=True)
-        await copier.copy(found, common.path_bytes(directory).rstrip(b"/") or b"/")
+        await copier.copy(found, os.fsencode(directory).rstrip(b"/") or b"/")
 
 
 def _report(tally: "Tally", took_s: float, *, quiet: bool, as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """cvfs ls."""
 
+import os
 import stat
 import sys
 import time
@@ -39,7 +40,7 @@ def command(
     common.setup_quiet_logging()
     lister = _Lister(long, recursive, directory, zero)
     location, settings = common.locate(url)
-    common.run(lambda: lister.list(location, settings, common.path_bytes(path)))
+    common.run(lambda: lister.list(location, settings, os.fsencode(path)))
     sys.stdout.buffer.flush()
 
 

@@ -9,7 +9,7 @@ import click
 
 from cvfs.cli import common
 from cvfs.errors import ConfigError
-from cvfs.mount.ahead import Ahead
+from cvfs.mount.ahead import BegunServer
 from cvfs.mount.logs import log_name
 from cvfs.mount.request import (
     MountRequest,
@@ -30,7 +30,7 @@ from cvfs.mount.request import (
 @common.mount_options
 @click.pass_obj
 def command(
-    ahead: Ahead | None,
+    ahead: BegunServer | None,
     url: str,
     directory: Path | None,
     every: bool,

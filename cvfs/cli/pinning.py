@@ -50,7 +50,7 @@ async def _pin(url: str, settings: Settings, paths: Sequence[str], tally: "Tally
     async with open_repository(url, settings, settings.which) as client:
         tops, lists = [], []
         for path in paths:
-            tops.append(await resolve(client.repository, common.path_bytes(path)))
+            tops.append(await resolve(client.repository, os.fsencode(path)))
             lists.append(await _list(client, tops[-1]))
         expect(sum(each.size_bytes for each in lists))
         _check_size(client, {top.record.path for top in tops}, sum(each.size_bytes for each in lists))
@@ -77,7 +77,7 @@ async def _unpin(url: str, settings: Settings, paths: Sequence[str]) -> None:
 
 def _plain(path: str) -> bytes:
     """As records have it. What is unpinned need not exist any more, so it cannot be looked up."""
-    return b"/".join(part for part in common.path_bytes(path).split(b"/") if part not in (b"", b"."))
+    return b"/".join(part for part in os.fsencode(path).split(b"/") if part not in (b"", b"."))
 
 
 class _List:

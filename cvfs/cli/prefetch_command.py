@@ -1,5 +1,6 @@
 """cvfs prefetch."""
 
+import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -48,7 +49,7 @@ async def _prefetch(url: str, settings: Settings, paths: Sequence[str], tally: "
     from cvfs.trees.walk import resolve
 
     async with open_repository(url, settings, settings.which) as client:
-        tops = [await resolve(client.repository, common.path_bytes(path)) for path in paths]
+        tops = [await resolve(client.repository, os.fsencode(path)) for path in paths]
         extents = [await measure(client.repository, top) for top in tops]
         expect(sum(extent.size_bytes for extent in extents))
         prefetcher = Prefetcher(client.repository, client.fetcher, tally)

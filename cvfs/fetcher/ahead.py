@@ -19,7 +19,7 @@ from cvfs.pieces import Around, InLeaf, Pack, Piece, pieces_in_pack
 log = logging.getLogger(__name__)
 
 
-class Ahead:
+class ReadAhead:
     """Of one repository. `join` brings a pack, or waits for who does."""
 
     def __init__(

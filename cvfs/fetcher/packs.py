@@ -7,7 +7,7 @@ from functools import partial
 
 from cvfs import pieces
 from cvfs.errors import CacheError, IntegrityError
-from cvfs.fetcher.ahead import Ahead
+from cvfs.fetcher.ahead import ReadAhead
 from cvfs.fetcher.blobs import Blobs
 from cvfs.fetcher.exploding import Exploder
 from cvfs.fetcher.keeping import Keeper
@@ -52,7 +52,7 @@ class Packs:
         self.packs, self.pieces, self._activity = shared.packs, shared.pieces, shared.activity
         self._streamed: Digest | None = None
         self._streamed_until = 0.0
-        self.ahead = Ahead(blobs, pages, self.packs, self._join)
+        self.ahead = ReadAhead(blobs, pages, self.packs, self._join)
 
     def piece_nowait(self, piece: Piece, around: Around) -> bytes | memoryview | None:
         """The piece, if it is in memory; or in the cache, and small, or in the kernel's memory as well; else None."""

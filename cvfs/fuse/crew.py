@@ -7,7 +7,7 @@ from typing import Final
 from cvfs.fuse import link
 from cvfs.fuse.held import Held
 from cvfs.fuse.options import REQUEST_DEADLINE_S
-from cvfs.fuse.processes import Template, Worker, wait_for_ends
+from cvfs.fuse.processes import Template, WorkerProcess, wait_for_ends
 
 START_DEADLINE_S: Final = 60.0
 """For a worker to be ready. Opening a repository has far shorter deadlines of its own."""
@@ -30,7 +30,7 @@ class Crew:
     def __init__(self, new_template: Callable[[], Template], template: Template, count: int, held: Held) -> None:
         self._new_template, self._held = new_template, held
         self.count = count
-        self.workers: list[Worker] = []
+        self.workers: list[WorkerProcess] = []
         self.templates: list[Template] = [template]
         self._template: Template | None = template
         self._former: Template | None = None
@@ -38,11 +38,11 @@ class Crew:
         self.is_reloading = False
 
     @property
-    def serving(self) -> list[Worker]:
+    def serving(self) -> list[WorkerProcess]:
         return [worker for worker in self.workers if worker.phase == "serving"]
 
     @property
-    def coming(self) -> list[Worker]:
+    def coming(self) -> list[WorkerProcess]:
         """Those that do not serve yet."""
         return [worker for worker in self.workers if worker.phase in _COMING]
 
@@ -51,7 +51,7 @@ class Crew:
         """Nobody answers the kernel."""
         return not any(worker.phase in _ANSWERING for worker in self.workers)
 
-    def senders(self) -> Sequence[Template | Worker]:
+    def senders(self) -> Sequence[Template | WorkerProcess]:
         """Those who may still say something."""
         return *(one for one in self.templates if not one.gone), *(one for one in self.workers if not one.closed)
 
@@ -65,7 +65,7 @@ class Crew:
         if self._template is None:
             self._template = self._new_template()
             self.templates.append(self._template)
-        worker = Worker(slot, self._template, self._template.fork())
+        worker = WorkerProcess(slot, self._template, self._template.fork())
         self.workers.append(worker)
         first = {"slot": slot, "count": self.count, "state": self._held.state, "supervisor": os.getpid()}
         link.send(worker.socket, {"type": "take", **first}, self._held.descriptors)
@@ -92,7 +92,7 @@ class Crew:
             worker.kill()
         self._retire_templates()
 
-    def admit(self, worker: Worker) -> list[Worker]:
+    def admit(self, worker: WorkerProcess) -> list[WorkerProcess]:
         """`worker` is ready; those that begin to serve now, as it or all may. Who has served their slots may end."""
         worker.enter("ready")
         coming = self.coming
@@ -108,7 +108,7 @@ class Crew:
         self._former, self.is_reloading = None, False
         return ready
 
-    def remove(self, worker: Worker, *, may_live: bool) -> None:
+    def remove(self, worker: WorkerProcess, *, may_live: bool) -> None:
         """It has ended, as far as anybody knows. A template that nobody needs any more, after a reload, ends too."""
         if may_live and worker.pid:
             worker.kill()
@@ -122,7 +122,7 @@ class Crew:
             if template not in used and not template.gone:
                 template.retire()
 
-    def remove_template(self, template: Template) -> list[Worker]:
+    def remove_template(self, template: Template) -> list[WorkerProcess]:
         """It has ended; the workers that nothing more will be heard of."""
         template.gone = True
         self.templates.remove(template)
@@ -145,7 +145,7 @@ class Crew:
         limits_s = self._limits_s()
         return (worker.since + limits_s[worker.phase] for worker in self.workers if worker.phase in limits_s)
 
-    def late(self, now: float) -> list[Worker]:
+    def late(self, now: float) -> list[WorkerProcess]:
         """Those who should be done."""
         limits_s = self._limits_s()
         return [one for one in self.workers if one.phase in limits_s and now > one.since + limits_s[one.phase]]
@@ -155,14 +155,14 @@ class Crew:
         and every worker does that within the deadline of requests."""
         return {"starting": START_DEADLINE_S, "ending": DRAIN_S + (0 if self._held.can_resend else REQUEST_DEADLINE_S)}
 
-    def send(self, message: link.Message, *, but: Worker | None = None) -> bool:
+    def send(self, message: link.Message, *, but: WorkerProcess | None = None) -> bool:
         """To all workers, or all but one. False: nobody is there."""
         there = [worker for worker in self.workers if worker is not but and worker.phase != "doomed"]
         return sum(link.send(worker.socket, message) for worker in there) > 0
 
     def close(self) -> None:
         """Leave no process behind: they end by themselves once nothing connects them to this one."""
-        processes: Sequence[Template | Worker] = (*self.workers, *self.templates)
+        processes: Sequence[Template | WorkerProcess] = (*self.workers, *self.templates)
         for one in processes:
             one.socket.close()
         wait_for_ends([one.pid for one in processes if one.pid], END_S)

@@ -14,12 +14,10 @@ import struct
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from cvfs.errors import MountError
 from cvfs.fuse.helper import mount_with_helper, unmount_with_helper
 from cvfs.fuse.mountinfo import MountInfo, find_mount
-from cvfs.fuse.options import escaped
+from cvfs.fuse.options import MountOptions, escaped
 from cvfs.fuse.protocol.codes import DEV_IOC_CLONE
 
 DEVICE: Final = "/dev/fuse"
@@ -52,23 +50,9 @@ _UNMOUNT_REMEDIES: Final = {
 }
 
 
-class MountOptions(msgspec.Struct, frozen=True):
-    """How a file system is mounted; always read-only, with permissions checked by the kernel.
-
-    `source` is what /proc/mounts shows in its first column. With `allow_other` not only the user who mounts may enter
-    (a plain user needs `user_allow_other` in /etc/fuse.conf). `suid` and `devices` let set-id bits and device files
-    count (root only), as a root file system of a container needs. Programs run from it only if it is `executable`.
-    """
-
-    source: str
-    allow_other: bool = True
-    suid: bool = False
-    devices: bool = False
-    executable: bool = True
-
-
 def mount(directory: Path, options: MountOptions) -> int:
     """Mount by whichever way this process may, on a directory that the caller has checked; what requests come from.
+    Always read-only, with permissions checked by the kernel.
 
     The kernel's INIT is already waiting in that descriptor. The caller closes it; then the mount is dead, but still
     there.
@@ -123,7 +107,7 @@ def mount_directly(directory: Path, options: MountOptions) -> int:
     descriptor = open_device()
     settings = f"fd={descriptor},rootmode={stat.S_IFDIR:o},user_id={os.geteuid()},group_id={os.getegid()}"
     settings = ",".join((settings, *_common_settings(options)))
-    denied = (_MS_NOSUID, options.suid), (_MS_NODEV, options.devices), (_MS_NOEXEC, options.executable)
+    denied = (_MS_NOSUID, options.suid), (_MS_NODEV, options.dev), (_MS_NOEXEC, options.executable)
     flags = _MS_RDONLY | sum(flag for flag, allowed in denied if not allowed)
     source, kind = os.fsencode(options.source), f"fuse.{SUBTYPE}".encode()
     if _libc.mount(source, os.fsencode(directory), kind, ctypes.c_ulong(flags), settings.encode()):
@@ -148,7 +132,7 @@ def unmount(directory: Path, *, lazy: bool = False) -> None:
 
 
 def detach(directory: Path, *, lazy: bool) -> None:
-    """The same, for who knows that something is mounted."""
+    """Unmount `directory` without looking whether anything is mounted there."""
     if can_mount_directly():
         _unmount_directly(directory, lazy)
     else:

@@ -19,16 +19,6 @@ READ_AHEAD_KIB: Final = 1024
 more when it starts for the first time (55 instead of 50 MB for scipy)."""
 
 
-def kernel_options(options: MountOptions) -> kernel.MountOptions:
-    return kernel.MountOptions(
-        options.source,
-        allow_other=options.allow_other,
-        suid=options.suid,
-        devices=options.dev,
-        executable=options.executable,
-    )
-
-
 def wishes_of(options: MountOptions) -> Wishes:
     return Wishes(FLEETING_FLAGS) if options.is_fleeting else Wishes()
 

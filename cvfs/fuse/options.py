@@ -15,7 +15,9 @@ def escaped(value: str) -> str:
 
 
 class MountOptions(NamedTuple):
-    """`source` is what df(1) shows as the device. Without `allow_other` only the user who mounts may look.
+    """`source` is what df(1) shows as the device. With `allow_other` not only the user who mounts may enter (a plain
+    user needs `user_allow_other` in /etc/fuse.conf). `suid` and `dev` let set-id bits and device files count (root
+    only), as a root file system of a container needs. Programs run from it only if it is `executable`.
 
     `invalidation` is how the kernel is told of a new revision: "exact", name by name; "epoch", all names at once where
     it can do that; "auto", whichever is cheaper.

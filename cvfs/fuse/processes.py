@@ -12,7 +12,7 @@ from typing import Final
 
 from cvfs.fuse import link
 from cvfs.fuse.link import Message
-from cvfs.fuse.policy import Life
+from cvfs.fuse.supervision import Life
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Template:
         self.socket.close()
 
 
-class Worker:
+class WorkerProcess:
     """One worker process; `slot` is which of the channels it serves.
 
     `phase`: "starting"; "ready" to take over, when those it waits for are; "serving"; "ending", when it answers only

@@ -21,8 +21,8 @@ from cvfs.fuse import link
 from cvfs.fuse.crew import END_S, Crew
 from cvfs.fuse.held import Held
 from cvfs.fuse.link import Message
-from cvfs.fuse.policy import USELESS, Life, Recovery, Vigil
-from cvfs.fuse.processes import STOP_SIGNALS, Template, Worker, describe, is_killed
+from cvfs.fuse.processes import STOP_SIGNALS, Template, WorkerProcess, describe, is_killed
+from cvfs.fuse.supervision import USELESS, Life, Recovery, Vigil
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Supervisor:
         except ChildProcessError:
             return
 
-    def _take_message(self, sender: Worker | Template) -> None:
+    def _take_message(self, sender: WorkerProcess | Template) -> None:
         try:
             message = link.receive(sender.socket)
         except BlockingIOError:
@@ -148,7 +148,7 @@ class Supervisor:
             if handler is not None:  # a worker may have newer code than this process, and more to say
                 handler(self, sender, message)
 
-    def _hear_out(self, worker: Worker) -> None:
+    def _hear_out(self, worker: WorkerProcess) -> None:
         """What it said before now counts."""
         while worker.has_more_to_say:
             self._take_message(worker)
@@ -185,13 +185,13 @@ class Supervisor:
 
     # What workers say
 
-    def _hold(self, worker: Worker, message: Message) -> None:
+    def _hold(self, worker: WorkerProcess, message: Message) -> None:
         self._held.add(message["descriptors"])
 
-    def _remember(self, worker: Worker, message: Message) -> None:
+    def _remember(self, worker: WorkerProcess, message: Message) -> None:
         self._held.state |= message["state"]
 
-    def _ready(self, worker: Worker, message: Message) -> None:
+    def _ready(self, worker: WorkerProcess, message: Message) -> None:
         was_reloading = self._crew.is_reloading
         begun = self._crew.admit(worker)
         if not begun:
@@ -202,28 +202,28 @@ class Supervisor:
         for one in begun:
             link.send(one.socket, self._news("go"))
 
-    def _answered(self, worker: Worker, message: Message) -> None:
+    def _answered(self, worker: WorkerProcess, message: Message) -> None:
         worker.has_answered = True
 
-    def _first_start(self, worker: Worker, message: Message) -> None:
+    def _first_start(self, worker: WorkerProcess, message: Message) -> None:
         if not self._is_started:
             self._is_started = True
             for template in self._crew.templates:
                 link.send(template.socket, {"type": "started"})
             self._around.started(message)
 
-    def _failure(self, worker: Worker, message: Message) -> None:
+    def _failure(self, worker: WorkerProcess, message: Message) -> None:
         if self._is_started:
             log.error("a worker cannot start: %s", message["error"])
         else:
             self._fail(message["error"])
 
-    def _pong(self, worker: Worker, message: Message) -> None:
+    def _pong(self, worker: WorkerProcess, message: Message) -> None:
         worker.take_pong(message)
         if all(other.idle for other in self._crew.serving):
             self._vigil.rest()
 
-    def _relay(self, worker: Worker, message: Message) -> None:
+    def _relay(self, worker: WorkerProcess, message: Message) -> None:
         """To the other workers: an interrupt for a request that one of them has, a new revision.
 
         Who wants a receipt is told who of them answers the kernel: he may have to wait for those.
@@ -234,10 +234,10 @@ class Supervisor:
             receipt = {"receipt": message["receipt"], "to": [other.pid for other in others]}
             link.send(worker.socket, {"type": "relayed", **receipt})
 
-    def _unmounted(self, worker: Worker, message: Message) -> None:
+    def _unmounted(self, worker: WorkerProcess, message: Message) -> None:
         self._status = 0
 
-    def _reload(self, worker: Worker, message: Message) -> None:
+    def _reload(self, worker: WorkerProcess, message: Message) -> None:
         """Start workers with a new template beside those that serve, as soon as nobody else is being started."""
         self._wants_reload, self._problem = True, ""
         if self._crew.coming:
@@ -259,7 +259,7 @@ class Supervisor:
 
     # Losses
 
-    def _lose(self, worker: Worker, status: int | None) -> None:
+    def _lose(self, worker: WorkerProcess, status: int | None) -> None:
         """A worker has ended. `status` is that of wait(2); None: nobody knows."""
         if worker not in self._crew.workers:
             return
@@ -280,14 +280,14 @@ class Supervisor:
         if self._crew.is_down:
             self._recovery.record_down(time.monotonic())
 
-    def _save_requests(self, worker: Worker) -> None:
+    def _save_requests(self, worker: WorkerProcess) -> None:
         """What a worker had read and not answered: another answers it, or its callers get an error."""
         if self._held.device is not None and not self._held.resend():
             log.warning("this kernel cannot repeat what worker %d was asked: mounting anew", worker.pid)
             self._crew.dismiss()
             self._held.let_mount_go()
 
-    def _give_up(self, worker: Worker) -> None:
+    def _give_up(self, worker: WorkerProcess) -> None:
         """Kill a worker that does not do what it is there for. It is as good as lost, whenever it may come to its end:
         one that hangs in its disk outlives SIGKILL."""
         phase = worker.phase
@@ -297,7 +297,7 @@ class Supervisor:
         if self._crew.is_down:
             self._recovery.record_down(time.monotonic())
 
-    def _record_loss(self, worker: Worker, phase: str, how: str, life: Life) -> None:
+    def _record_loss(self, worker: WorkerProcess, phase: str, how: str, life: Life) -> None:
         """A worker was lost that nobody had told to end: decide when the next is started."""
         self._restarts += 1
         log.warning("worker %d died (%s) while %s", worker.pid, how, phase)
@@ -391,7 +391,7 @@ def _tell_hopeless() -> None:
     log.error("no worker can be kept alive: the mount answers EIO until one can")
 
 
-_HANDLERS: Final[dict[str, Callable[[Supervisor, Worker, Message], None]]] = {
+_HANDLERS: Final[dict[str, Callable[[Supervisor, WorkerProcess, Message], None]]] = {
     "hold": Supervisor._hold,
     "remember": Supervisor._remember,
     "ready": Supervisor._ready,

@@ -15,11 +15,11 @@ from cvfs.fuse.handlers import Handlers
 from cvfs.fuse.invalidate import Changes, notices_of, write_notices
 from cvfs.fuse.link import FUSE
 from cvfs.fuse.mountinfo import find_mount
-from cvfs.fuse.mounting import kernel_options, raise_read_ahead, take_away, wishes_of
+from cvfs.fuse.mounting import raise_read_ahead, take_away, wishes_of
 from cvfs.fuse.options import MountOptions
 from cvfs.fuse.orders import Orders
-from cvfs.fuse.policy import SHORT_LIFE_S
 from cvfs.fuse.protocol.negotiation import Session
+from cvfs.fuse.supervision import SHORT_LIFE_S
 
 MANY_NAMES: Final = 50_000
 """Changed names beyond which the kernel is to forget all: to name so many takes a tenth of a second and more."""
@@ -92,7 +92,7 @@ class Worker:
 
     def _mount(self) -> None:
         """Mount, make a channel for each worker, and have the supervisor hold them all."""
-        descriptor = kernel.mount(self._directory, kernel_options(self._options))
+        descriptor = kernel.mount(self._directory, self._options)
         descriptors = {f"{FUSE}0": descriptor}
         try:
             for slot in range(1, self._orders.count):

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cvfs.fuse import link
-from cvfs.fuse.release import choose_engine
+from cvfs.fuse.engines import choose_engine
 from cvfs.mount.template import fork_template
 
 
-class Ahead:
+class BegunServer:
     """A server that has been begun, with process id `pid` if it is in the background."""
 
     def __init__(self, pid: int | None, connection: socket.socket) -> None:
@@ -48,7 +48,7 @@ class Ahead:
             self._pid = None
 
 
-def begin(arguments: Sequence[str]) -> Ahead | None:
+def begin(arguments: Sequence[str]) -> BegunServer | None:
     """Begin the server that these arguments of `cvfs mount` mean. Returns in the command only.
 
     None if they ask for help.
@@ -65,7 +65,7 @@ def begin(arguments: Sequence[str]) -> Ahead | None:
         ours.close()
         _serve(engine, theirs, child if foreground else None)
     theirs.close()
-    return Ahead(None if foreground else child, ours)
+    return BegunServer(None if foreground else child, ours)
 
 
 def engine_in(arguments: Sequence[str]) -> str:

@@ -13,14 +13,14 @@ from cvfs.cache.directory import CacheDirectory
 from cvfs.config import Settings
 from cvfs.errors import ConfigError, CvfsError, MountError
 from cvfs.fuse import kernel
+from cvfs.fuse.engines import OLDEST_RELEASE, kernel_release
 from cvfs.fuse.helper import HELPER
-from cvfs.fuse.release import OLDEST_RELEASE, kernel_release
 from cvfs.mount.client import Client, open_repository
 from cvfs.mount.findings import Finding, failed
+from cvfs.mount.hops import CLOCK_S, SET_CLOCK, examine, hops_to
 from cvfs.mount.overview import FOREIGN, list_mounts
 from cvfs.mount.request import may_allow_other
 from cvfs.mount.runtime import Runtime
-from cvfs.mount.servers import CLOCK_S, SET_CLOCK, examine, hops_to
 
 _RESEND: tuple[int, int] = (6, 9)
 _LEAST_FREE_BYTES = 1 << 30

@@ -20,7 +20,7 @@ _SAY_AGAIN_S = 3600.0
 _KEPT_S = 60.0
 
 
-class Vigil:
+class ExpiryWarning:
     """Says now and then in the log that nobody vouches any more for what is served."""
 
     def __init__(self, heads: Heads) -> None:

@@ -66,11 +66,3 @@ _probing: Final = threading.Lock()
 _probes: Final[dict[Path, _Probe]] = {}
 """Those under way: who asks meanwhile waits for the same one. A mount that hangs is asked about every few seconds (each
 scrape of metrics does), and each question would leave a thread behind."""
-
-
-def canonical(directory: Path) -> Path:
-    """The path under which the kernel lists a mount on `directory`."""
-    mounted = find_mount(directory)
-    if mounted is not None:
-        return mounted.directory
-    return Path(os.path.realpath(directory))

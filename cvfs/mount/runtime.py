@@ -22,6 +22,9 @@ from cvfs.flock import try_lock
 ANSWER_BYTES = 64 << 20
 """Of a mount of very many repositories: each that is in use takes about 2 KiB of a status."""
 ASK_DEADLINE_S = 3.0
+LOCK_DEADLINE_S = 15.0
+"""For another mount of this user to be finished: longer than any takes that fails."""
+
 _UCRED = struct.Struct("3i")
 _OWNED = re.compile(r"[0-9a-f]{16}\.([0-9]+)(\.|$)")
 
@@ -91,6 +94,19 @@ class Runtime(msgspec.Struct, frozen=True):
         with contextlib.suppress(FileNotFoundError):
             self.socket_of(mount_point).unlink()
             self._drop_dead()
+
+    async def lock(self) -> int:
+        """Be the only process of this user that mounts; the descriptor to close afterwards. Raises MountError: another
+        takes too long."""
+        import trio  # costs commands, which also need this module, a tenth of a second
+
+        with trio.move_on_after(LOCK_DEADLINE_S):
+            while True:
+                descriptor = self.try_lock()
+                if descriptor is not None:
+                    return descriptor
+                await trio.sleep(0.01)
+        raise MountError(f"another mount is being made for {LOCK_DEADLINE_S:g} s already; see `cvfs status`")
 
     def try_lock(self) -> int | None:
         """A descriptor that keeps other mounts of this user waiting until it is closed; None if one is under way."""

@@ -7,8 +7,8 @@ import os
 import signal
 import socket
 
+from cvfs.fuse.engines import choose_engine
 from cvfs.fuse.processes import Template
-from cvfs.fuse.release import choose_engine
 from cvfs.mount.daemon import Caller
 from cvfs.mount.template import fork_template
 
@@ -34,22 +34,22 @@ def serve(forked: tuple[int, socket.socket] | None, connection: socket.socket, c
 
 def _serve(text: str, caller: Caller, template: Template | None, connection: socket.socket) -> int:
     if choose_engine(json.loads(text)["settings"]["engine"]) == "channel":
-        from cvfs.mount import supervise
+        from cvfs.mount import channel_server
 
-        return supervise.serve(text, caller, template or Template(*fork_template(connection)))
-    from cvfs.mount import worker
+        return channel_server.serve(text, caller, template or Template(*fork_template(connection)))
+    from cvfs.mount import pyfuse3_server
 
     _drop(template)
-    return worker.serve(text, caller)
+    return pyfuse3_server.serve(text, caller)
 
 
 def _get_ready(template: Template | None) -> None:
     """Import. The channel's template does it in a process of its own, beside this one."""
     if template is not None:
-        import cvfs.mount.supervise
+        import cvfs.mount.channel_server
     else:
         import cvfs.transport  # noqa: I001 (first, as in `cvfs.mount.template`)
-        import cvfs.mount.worker
+        import cvfs.mount.pyfuse3_server
 
         with contextlib.suppress(ImportError):  # then it says so when it is wanted
             import cvfs.fuse.pyfuse3_engine  # noqa: F401

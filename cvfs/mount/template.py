@@ -26,9 +26,9 @@ def run(connection: socket.socket) -> None:
     import cvfs.transport  # noqa: F401
     from cvfs.fuse.forking import run_template
     from cvfs.heap import keep_freed_memory
+    from cvfs.mount.channel_worker import work
     from cvfs.mount.daemon import settle
     from cvfs.mount.request import decode_request
-    from cvfs.mount.supervised import work
 
     keep_freed_memory()
     first = link.receive(connection)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cvfs.cache import Cache
-from cvfs.cache.directory import CacheDirectory, default_directory
+from cvfs.cache.directory import CacheDirectory
 from cvfs.errors import ConfigError
 from tests.cache.disks import needs_root, remount, small_disk
 from tests.command import wait_until
@@ -133,11 +133,3 @@ def test_processes_may_open_a_new_cache_at_once(tmp_path: Path) -> None:
     for worker in workers:
         _, errors = worker.communicate(timeout=60)
         assert (worker.returncode, errors) == (0, b"")
-
-
-def test_default_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_directory() == tmp_path / "cvfs"
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert default_directory() == Path("/var/cache/cvfs")

@@ -52,7 +52,7 @@ _READY = "    orders = Orders(connection)\n"
 
 def break_start(code: Path, slot: int, how: str = "raise RuntimeError('broken')") -> None:
     """Have the worker of `slot` not start with this code, or do something else first."""
-    supervised = code / "cvfs/mount/supervised.py"
-    whole = supervised.read_text()
+    worker = code / "cvfs/mount/channel_worker.py"
+    whole = worker.read_text()
     assert _READY in whole
-    supervised.write_text(whole.replace(_READY, f"{_READY}    if orders.slot == {slot}: {how}\n"))
+    worker.write_text(whole.replace(_READY, f"{_READY}    if orders.slot == {slot}: {how}\n"))

@@ -235,15 +235,15 @@ def code(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_reload_of_broken_code_changes_nothing(host: Host, filled: Store, code: Path) -> None:
     mount = host.mount(filled.path)
     before = workers(supervisor_of(host, mount))
-    supervised = code / "cvfs/mount/supervised.py"
-    whole = supervised.read_text()
-    supervised.write_text("raise RuntimeError('broken')\n")
+    worker = code / "cvfs/mount/channel_worker.py"
+    whole = worker.read_text()
+    worker.write_text("raise RuntimeError('broken')\n")
     outcome = host.cvfs("reload", mount, check=False)
     assert outcome.returncode == 1
     assert b"did not start" in outcome.stderr
     assert (mount / "d0/f0").read_bytes() == SMALL["d0/f0"]
     assert workers(supervisor_of(host, mount)) == before
-    supervised.write_text(whole)
+    worker.write_text(whole)
     host.cvfs("reload", mount)
     assert set(before).isdisjoint(workers(supervisor_of(host, mount)))
     host.umount(mount)
@@ -253,9 +253,9 @@ def test_no_worker_can_start(host: Host, filled: Store, code: Path) -> None:
     """Callers get EIO rather than nothing; the processor is not kept busy; it recovers when the cause goes."""
     mount = host.mount(filled.path)
     supervisor = host.status(mount)["pid"]
-    supervised = code / "cvfs/mount/supervised.py"
-    whole = supervised.read_text()
-    supervised.write_text("raise RuntimeError('broken')\n")
+    worker = code / "cvfs/mount/channel_worker.py"
+    whole = worker.read_text()
+    worker.write_text("raise RuntimeError('broken')\n")
     for pid in [*children(supervisor), *workers(supervisor_of(host, mount))]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -263,7 +263,7 @@ def test_no_worker_can_start(host: Host, filled: Store, code: Path) -> None:
     with pytest.raises(OSError, match="Input/output error"):
         (mount / "d1/f1").read_bytes()
     assert host.log().count("RuntimeError: broken") < 10
-    supervised.write_text(whole)
+    worker.write_text(whole)
     wait_until(lambda: _reads(mount / "d1/f1"), timeout_s=80)
     host.umount(mount)
 

@@ -215,7 +215,11 @@ def test_a_worker_that_takes_over_goes_on_with_the_newest(
 ) -> None:
     """Its only predecessor has switched after it had opened the repository, and before it took over."""
     monkeypatch.chdir("/")
-    code, gate, there = copy_code(host, tmp_path) / "cvfs/mount/supervised.py", tmp_path / "gate", tmp_path / "there"
+    code, gate, there = (
+        copy_code(host, tmp_path) / "cvfs/mount/channel_worker.py",
+        tmp_path / "gate",
+        tmp_path / "there",
+    )
     mount = host.mount(filled.path)
     gate.touch()
     whole = code.read_text()

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 from cvfs.fuse import kernel
+from cvfs.fuse.options import MountOptions
 from cvfs.fuse.protocol import codes, notices
 from tests.fuse.session_file import NOTICE, REPLY, REQUEST, Message, save
 from tests.fuse.static_tree import StaticTree, nodes
@@ -101,7 +102,7 @@ def record(*, zero_message: bool) -> list[Message]:
     """One session, from INIT to the end of the mount."""
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        descriptor = kernel.mount(directory, kernel.MountOptions("static"))
+        descriptor = kernel.mount(directory, MountOptions("static", allow_other=True))
         recorder = Recorder(descriptor, StaticTree(zero_message=zero_message))
         recorder.thread.start()
         try:

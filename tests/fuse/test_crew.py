@@ -14,7 +14,7 @@ from cvfs.fuse import forking, link
 from cvfs.fuse.crew import DRAIN_S, START_DEADLINE_S, Crew
 from cvfs.fuse.held import Held, remove_files
 from cvfs.fuse.options import REQUEST_DEADLINE_S
-from cvfs.fuse.processes import Template, Worker
+from cvfs.fuse.processes import Template, WorkerProcess
 
 RESENDS = {"resend": True}
 
@@ -31,17 +31,17 @@ class Fleet:
         self._others.append(theirs)
         return Template(self._process(), ours)
 
-    def serve(self, crew: Crew, slot: int) -> Worker:
+    def serve(self, crew: Crew, slot: int) -> WorkerProcess:
         """A worker that serves a slot."""
         worker = self.start(crew, slot)
         assert crew.admit(worker) == [worker]
         return worker
 
-    def start(self, crew: Crew, slot: int) -> Worker:
+    def start(self, crew: Crew, slot: int) -> WorkerProcess:
         crew.start(slot)
         return self.forked(crew.workers[-1])
 
-    def forked(self, worker: Worker) -> Worker:
+    def forked(self, worker: WorkerProcess) -> WorkerProcess:
         worker.pid = self._process()
         return worker
 
@@ -49,7 +49,7 @@ class Fleet:
         self._processes.append(subprocess.Popen(["sleep", "100"]))
         return self._processes[-1].pid
 
-    def is_killed(self, worker: Worker) -> bool:
+    def is_killed(self, worker: WorkerProcess) -> bool:
         (process,) = [one for one in self._processes if one.pid == worker.pid]
         return process.wait(10) == -9
 

@@ -16,15 +16,16 @@ import pytest
 
 from cvfs.errors import MountError
 from cvfs.fuse import helper, kernel, mountinfo
+from cvfs.fuse.engines import OLDEST_RELEASE, kernel_release
 from cvfs.fuse.mountinfo import find_mount
+from cvfs.fuse.options import MountOptions
 from cvfs.fuse.protocol import bodies, codes, notices, requests
-from cvfs.fuse.release import OLDEST_RELEASE, kernel_release
 from tests.fuse.static_tree import StaticTree
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0 or not os.access(kernel.DEVICE, os.R_OK | os.W_OK), reason="needs root and /dev/fuse"
 )
-OPTIONS = kernel.MountOptions("software.example.org")
+OPTIONS = MountOptions("software.example.org", allow_other=True)
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_mount_serves_and_is_gone_after_unmount(directory: Path) -> None:
 def test_mount_is_read_only_and_harmless_unless_told(
     directory: Path, suid: bool, devices: bool, missing: set[str]
 ) -> None:
-    options = kernel.MountOptions("x", allow_other=suid, suid=suid, devices=devices)
+    options = MountOptions("x", allow_other=suid, suid=suid, dev=devices)
     os.close(kernel.mount_directly(directory, options))
     lines = Path("/proc/self/mounts").read_text().splitlines()
     kernel.unmount(directory)
@@ -123,7 +124,7 @@ def test_descriptor_is_not_inherited(directory: Path) -> None:
 
 @needs_root
 def test_mount_through_the_helper(directory: Path) -> None:
-    descriptor = kernel.mount_through_helper(directory, kernel.MountOptions("a,b\\c"))
+    descriptor = kernel.mount_through_helper(directory, MountOptions("a,b\\c", allow_other=True))
     assert not os.get_inheritable(descriptor)
     with served(descriptor):
         assert run("readlink", directory / "link") == "many/entry-007\n"
@@ -137,9 +138,10 @@ AS_PLAIN_USER = """
 import sys, os
 from pathlib import Path
 from cvfs.fuse import kernel
+from cvfs.fuse.options import MountOptions
 assert not kernel.can_mount_directly()
 directory = Path(sys.argv[1])
-descriptor = kernel.mount(directory, kernel.MountOptions("plain", allow_other=False))
+descriptor = kernel.mount(directory, MountOptions("plain"))
 first = os.read(descriptor, 1 << 17)
 print(first[4], flush=True)
 os.close(descriptor)

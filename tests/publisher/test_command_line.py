@@ -108,7 +108,7 @@ def test_log_and_diff_write_no_line_feeds_and_no_escape_sequences(store: Store, 
     assert newest.endswith(r"red \x1b[31m\nand \u202eturned")
     assert _json("log", store.path)["revisions"][0]["message"] == message
     lines = run("diff", store.path, "0").stdout.splitlines()
-    for shown in (r"a\nb", r"a\\nb", r"\x1b[31m", r"\udcff", "plain \u00e9"):
+    for shown in (r"a\nb", r"a\\nb", r"\x1b[31m", r"\xff", "plain \u00e9"):
         assert f"A /{shown}" in lines
     paths = {each["path"] for each in _json("diff", store.path, "0")["differences"]}
     assert {"a\nb", "a\\nb", "\x1b[31m", "\udcff"} <= paths

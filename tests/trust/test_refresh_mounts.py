@@ -14,7 +14,7 @@ import trio.testing
 
 from cvfs.config import Settings
 from cvfs.format.blob import blob_path
-from cvfs.mount.refresh import Refresher
+from cvfs.mount.refresher import Refresher
 from cvfs.trust.names import TIMESTAMP
 from cvfs.which import parse_date
 from tests import servers

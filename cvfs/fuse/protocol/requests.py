@@ -193,7 +193,8 @@ DECODERS: Final[dict[int, Callable[[bytes], object]]] = {
     Opcode.LSEEK: decode_lseek,
     Opcode.STATX: decode_statx,
 }
-"""The decoder of each body, for a trace; a handler calls its own, whose type it knows. INIT's is in `negotiation`."""
+"""The decoder of each body; INIT's is in `negotiation`. The channel calls those of what it answers by name. All of them
+are held against the kernel's header and recorded sessions by tests, for an engine or a trace that wants more."""
 
 
 def _body(layout: struct.Struct, data: bytes) -> tuple[int, ...]:

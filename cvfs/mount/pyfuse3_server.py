@@ -27,19 +27,16 @@ from cvfs.mount.logs import Recent, setup_logging
 from cvfs.mount.mounted import Mounted, mounted_by
 from cvfs.mount.notify import notify
 from cvfs.mount.point import prepare_mount_point
-from cvfs.mount.refreshing import Refreshing, refresh_answer
+from cvfs.mount.refreshers import Refreshers, refresh_answer
 from cvfs.mount.request import MountRequest, decode_request
 from cvfs.mount.runtime import Runtime
-from cvfs.mount.served import ServedMount
 from cvfs.mount.shown import Shown
+from cvfs.mount.status import ServedMount
 
 log = logging.getLogger(__name__)
 
 Ready = Callable[[], None]
 Engine = Callable[[View, Path, MountOptions, Callable[[], None]], Awaitable[None]]
-
-LOCK_DEADLINE_S = 15.0
-"""For another mount of this user to be finished: longer than any takes that fails."""
 
 
 def serve(text: str, caller: Caller) -> int:
@@ -115,7 +112,7 @@ async def _serve_mount(
     from cvfs.fuse.pyfuse3_engine import invalidate
 
     with contextlib.ExitStack() as until_started, contextlib.ExitStack() as until_ended:
-        until_started.callback(os.close, await lock(runtime))
+        until_started.callback(os.close, await runtime.lock())
         prepare_mount_point(request.directory, nonempty=request.nonempty)
         listener = until_ended.enter_context(_control_socket(runtime, request.directory))
 
@@ -127,10 +124,10 @@ async def _serve_mount(
             notify("READY=1", f"STATUS=serving {what}")
 
         async with trio.open_nursery() as nursery:
-            mount.refreshing = Refreshing(mounted, shown, invalidate, _announce, nursery)
-            answers: Answers = {"status": lambda _: mount.status(), **refresh_answer(request, mount.refreshing)}
+            mount.refreshers = Refreshers(mounted, shown, invalidate, _announce, nursery)
+            answers: Answers = {"status": lambda _: mount.status(), **refresh_answer(request, mount.refreshers)}
             nursery.start_soon(serve_control, trio.SocketListener(listener), answers)
-            nursery.start_soon(mount.refreshing.run)
+            nursery.start_soon(mount.refreshers.run)
             if request.settings.metrics:
                 nursery.start_soon(export, request.settings.metrics, runtime)
             await engine(mounted.view, request.directory, mount.options(), started)
@@ -141,17 +138,6 @@ async def _announce(label: str, manifest: Manifest) -> Following:
     """There is no other worker."""
     await trio.lowlevel.checkpoint()
     return nobody()
-
-
-async def lock(runtime: Runtime) -> int:
-    """Be the only process of this user that mounts; the descriptor to close afterwards."""
-    with trio.move_on_after(LOCK_DEADLINE_S):
-        while True:
-            descriptor = runtime.try_lock()
-            if descriptor is not None:
-                return descriptor
-            await trio.sleep(0.01)
-    raise MountError(f"another mount is being made for {LOCK_DEADLINE_S:g} s already; see `cvfs status`")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from cvfs.mount.freshness import trust_status
 from cvfs.mount.logs import Recent
 from cvfs.mount.member import Member
 from cvfs.mount.mounted import Mounted
-from cvfs.mount.refreshing import Refreshing
+from cvfs.mount.refreshers import Refreshers
 from cvfs.mount.request import MountRequest, may_allow_other
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class ServedMount:
         self.started_s = time.time()
         self.pid = os.getpid()
         """The process whose end is the end of the mount."""
-        self.refreshing: Refreshing | None = None
+        self.refreshers: Refreshers | None = None
         self.statistics: Callable[[], dict[str, Any]] = dict
         """What the engine knows, under names of its own."""
 
@@ -66,8 +66,8 @@ class ServedMount:
     def _repositories_status(self) -> dict[str, Any]:
         members = self._mounted.members()
         if not self._request.all:
-            return member_status(members[0], self.refreshing)
-        about = self.refreshing
+            return member_status(members[0], self.refreshers)
+        about = self.refreshers
         return {
             "repositories": [member_status(member, about) for member in members],
             "refreshes": about.count() if about else 0,
@@ -109,13 +109,13 @@ class ServedMount:
         return what
 
 
-def member_status(member: Member, refreshing: Refreshing | None) -> dict[str, Any]:
+def member_status(member: Member, refreshers: Refreshers | None) -> dict[str, Any]:
     """What is said of one repository. "state" of what is not open is "unused", or "failed" with its problem."""
     named = {"name": member.label} if member.label else {}
     opened = member.opened
     if opened is None:
         state = {"state": "failed", "problem": str(member.failure)} if member.failure else {"state": "unused"}
-        return {**named, **state, **_refresh_status(member, refreshing)}
+        return {**named, **state, **_refresh_status(member, refreshers)}
     client, manifest = opened.client, opened.filesystem.repository.manifest
     return {
         **named,
@@ -131,17 +131,17 @@ def member_status(member: Member, refreshing: Refreshing | None) -> dict[str, An
         "fetcher": msgspec.structs.asdict(client.fetcher.counters),
         "transport": msgspec.structs.asdict(client.transport.statistics()),
         "network": client.mirrors.status(),
-        **_refresh_status(member, refreshing),
+        **_refresh_status(member, refreshers),
     }
 
 
-def _refresh_status(member: Member, refreshing: Refreshing | None) -> dict[str, Any]:
-    if refreshing is None:
+def _refresh_status(member: Member, refreshers: Refreshers | None) -> dict[str, Any]:
+    if refreshers is None:
         return {}
     return {
-        "refreshes": refreshing.count(member.label),
-        "refresh_problem": refreshing.problem(member.label),
-        "switching": refreshing.is_switching(member.label),
+        "refreshes": refreshers.count(member.label),
+        "refresh_problem": refreshers.problem(member.label),
+        "switching": refreshers.is_switching(member.label),
     }
 
 

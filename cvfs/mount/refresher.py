@@ -12,7 +12,7 @@ from cvfs.fuse.invalidate import Changes, find_changes
 from cvfs.model import Manifest
 from cvfs.mount.client import Client, bring_root
 from cvfs.mount.followers import Following
-from cvfs.mount.freshness import Vigil
+from cvfs.mount.freshness import ExpiryWarning
 from cvfs.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Refresher:
     ) -> None:
         self._client, self._filesystem, self._settings = client, filesystem, settings
         self._invalidate, self._announce, self._settled = invalidate, announce, settled
-        self._vigil = Vigil(client.heads)
+        self._expiry_warning = ExpiryWarning(client.heads)
         self._wanted = trio.Event()
         self._done = trio.Event()
         self.count = 0
@@ -80,7 +80,7 @@ class Refresher:
         if self._client.heads.head is None:
             self._wanted.set()
         while True:
-            self._vigil.look()
+            self._expiry_warning.look()
             heads, interval_s = self._client.heads, self._settings.refresh_s
             retry_s = min(retry_s * 2, longest_s) if heads.problem else _RETRY_S[0]
             wait_s = min(retry_s, interval_s) if heads.problem else interval_s

@@ -30,13 +30,12 @@ from cvfs.mount.logs import Recent, setup_logging
 from cvfs.mount.member import Member, Opened
 from cvfs.mount.mounted import Mounted, follow, mounted_by
 from cvfs.mount.point import prepare_mount_point
-from cvfs.mount.refresh import Invalidate
-from cvfs.mount.refreshing import Refreshing, refresh_answer
+from cvfs.mount.refresher import Invalidate
+from cvfs.mount.refreshers import Refreshers, refresh_answer
 from cvfs.mount.request import MountRequest
 from cvfs.mount.runtime import Runtime
-from cvfs.mount.served import ServedMount
 from cvfs.mount.shown import Shown
-from cvfs.mount.worker import lock
+from cvfs.mount.status import ServedMount
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ class _Assembly:
             await mounted.start()
             with contextlib.ExitStack() as until_started:
                 if orders.is_first:
-                    until_started.callback(os.close, await lock(self._runtime))
+                    until_started.callback(os.close, await self._runtime.lock())
                     self._prepare(shown)
                 await self._serve(mounted, ground, shown, until_started)
 
@@ -152,16 +151,16 @@ class _Assembly:
         """What one worker does for all: ask for new revisions, and answer who asks about the mount."""
         orders, request = self._orders, self._request
         followers = Followers(orders, nursery)
-        refreshing = mount.refreshing = Refreshing(mounted, shown, invalidate, followers.announce, nursery)
+        refreshers = mount.refreshers = Refreshers(mounted, shown, invalidate, followers.announce, nursery)
         orders.handlers |= {
             "relayed": followers.receive_receipt,
             "switched": followers.receive_confirmation,
             "counts": counts.take,
-            "opened": lambda order: refreshing.adopt(order["label"]),
+            "opened": lambda order: refreshers.adopt(order["label"]),
         }
         answers: Answers = {"status": lambda _: counts.whole_status(), "reload": self._reload}
-        nursery.start_soon(self._answer, {**answers, **refresh_answer(request, refreshing)})
-        nursery.start_soon(refreshing.run)
+        nursery.start_soon(self._answer, {**answers, **refresh_answer(request, refreshers)})
+        nursery.start_soon(refreshers.run)
         if request.settings.metrics:
             nursery.start_soon(export, request.settings.metrics, self._runtime)
 

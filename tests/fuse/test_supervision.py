@@ -2,7 +2,7 @@
 
 import pytest
 
-from cvfs.fuse.policy import BACKOFF_S, FAILURES, PATIENCE_S, SHORT_LIFE_S, USELESS, VICTIMS, Life, Recovery, Vigil
+from cvfs.fuse.supervision import BACKOFF_S, FAILURES, PATIENCE_S, SHORT_LIFE_S, USELESS, VICTIMS, Life, Recovery, Vigil
 
 USEFUL = Life(SHORT_LIFE_S)
 VICTIM = Life(was_killed=True)

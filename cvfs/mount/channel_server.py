@@ -11,8 +11,8 @@ import cvfs
 from cvfs.fuse import link
 from cvfs.fuse.held import Held
 from cvfs.fuse.link import Message
-from cvfs.fuse.policy import Vigil
 from cvfs.fuse.processes import Template
+from cvfs.fuse.supervision import Vigil
 from cvfs.fuse.supervisor import Supervisor, Surroundings
 from cvfs.mount.daemon import Caller
 from cvfs.mount.logs import setup_logging
@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 
 _PING_S: Final = float(os.environ.get("CVFS_PING_S", "5"))
 _HANG_S: Final = float(os.environ.get("CVFS_HANG_S", "10"))
-"""After which a worker that does not answer is replaced: longer than any page takes to decode, on a busy host too."""
+"""After which a worker that does not answer is replaced: longer than any page takes to decode, on a busy host too.
+
+The variables, and CVFS_NO_RESEND below, are no settings but for tests, which cannot wait for so long, and have a newer
+kernel."""
 
 
 def serve(text: str, caller: Caller, template: Template) -> int:

@@ -16,7 +16,7 @@ from cvfs.mount.control import Answers
 from cvfs.mount.followers import Following
 from cvfs.mount.member import Member, Opened
 from cvfs.mount.mounted import ALONE, Mounted
-from cvfs.mount.refresh import Invalidate, Refresher
+from cvfs.mount.refresher import Invalidate, Refresher
 from cvfs.mount.request import MountRequest
 from cvfs.mount.shown import Shown
 
@@ -29,7 +29,7 @@ Announce = Callable[[str, Manifest], Awaitable[Following]]
 """Tells the other workers that a repository, by its label, switches. Called before the switch."""
 
 
-def refresh_answer(request: MountRequest, refreshing: "Refreshing") -> Answers:
+def refresh_answer(request: MountRequest, refreshers: "Refreshers") -> Answers:
     """What answers `cvfs refresh`: nothing, where one repository is pinned."""
     if not request.all and request.revision is not None:
         return {}
@@ -39,12 +39,12 @@ def refresh_answer(request: MountRequest, refreshing: "Refreshing") -> Answers:
         label = asked.get("repository", alone)
         if label is not None and not isinstance(label, str):
             return {"error": "wanted the name of a repository"}
-        return {**refreshing.request(label), "worker_pid": os.getpid()}
+        return {**refreshers.request(label), "worker_pid": os.getpid()}
 
     return {"refresh": answer}
 
 
-class Refreshing:
+class Refreshers:
     """A Refresher for each repository that is open, as soon as it is; those that other workers have opened too."""
 
     def __init__(
