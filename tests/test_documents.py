@@ -1,4 +1,4 @@
-"""The commands that the documents name exist, with the options that they give them."""
+"""What the documents name is there: commands with their options, paths, tests."""
 
 import importlib
 import re
@@ -37,3 +37,29 @@ def test_the_command_exists(document: str, line: str) -> None:
 
 def test_there_are_commands() -> None:
     assert len(list(commands())) > 20
+
+
+def test_paths_of_the_code_exist() -> None:
+    missing = [
+        f"{document.relative_to(ROOT)}: {path}"
+        for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
+        for path in re.findall(
+            r"`((?:cvfs|publisher|tests|benchmarks|contrib|scripts)/[\w./-]*)`", document.read_text()
+        )
+        if not (ROOT / path).exists() and document.name != "CHANGELOG.md"
+    ]
+    assert missing == []
+
+
+def test_each_folder_of_the_code_is_in_the_map() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    folders = {path.parent.name for path in (ROOT / "cvfs").glob("*/__init__.py")}
+    assert {name for name in folders if f"`cvfs/{name}`" not in text} == set()
+
+
+def test_tests_that_documents_name_exist() -> None:
+    tests = {
+        name for path in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    named = {name for path in ROOT.glob("docs/**/*.md") for name in re.findall(r"`(test_\w+)`", path.read_text())}
+    assert named - tests == set()

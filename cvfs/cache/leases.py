@@ -31,8 +31,8 @@ class Leases:
 
     def _probe(self) -> bool | None:
         """Whether there is a lease on a file that nobody else knows; None if none can be made. It is opened as the
-        others are: who opens a file for writing may be given more. It is in no directory of files: there may be none.
-        """
+        others are: whoever opens a file for writing may be given more. It is in no directory of files: there may be
+        none."""
         path = self._cache / f".new-{os.urandom(8).hex()}"
         try:
             path.touch(0o600, exist_ok=False)

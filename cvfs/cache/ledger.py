@@ -5,10 +5,10 @@ was evicted is taken off after. A process that is killed in between leaves them 
 two processes stored at once.
 
 A recount of the files mends that. What it found and what was added since it began is never below the truth either, so
-the lower of the two becomes the new sum. For that nothing may be half stored at its beginning: who stores holds a
-shared lock meanwhile, which the kernel takes from the dead. Who wants that moment closes a gate before, or there might
-be none for hours. What is taken off for files that were evicted before a recount's end is forgotten, if it was found
-lower: it may not have counted them.
+the lower of the two becomes the new sum. For that nothing may be half stored at its beginning: whoever stores holds a
+shared lock meanwhile, which the kernel takes from the dead. Whoever wants that moment closes a gate before, or there
+might be none for hours. What is taken off for files that were evicted before a recount's end is forgotten, if it was
+found lower: it may not have counted them.
 
 Where the file is lost or damaged the sums are unknown until a recount.
 """

@@ -70,7 +70,7 @@ def _files() -> Iterator[tuple[str, str]]:
 def _python(module: str) -> str:
     """The command that runs a module with this interpreter, from wherever its code is; in words for a shell.
 
-    -P: who runs it, root for one, may be in a directory where others have put a Python file by the name of a module.
+    -P: whoever runs it, root for one, may be in a directory where others have put a Python file by a module's name.
     """
     root = str(Path(cvfs.__file__).parents[1])
     words = [sys.executable, "-P", "-m", module]

@@ -17,7 +17,7 @@ from cvfs.which import split_address
 _NAME = r"[a-z0-9][a-z0-9.-]*"
 _TRUST = ("root", "root_sha256", "trust_on_first_use")
 _WHICH = ("revision", "tag", "date")
-"""Who says one of these does not mean what a lower layer says of the others."""
+"""Whoever says one of these does not mean what a lower layer says of the others."""
 
 
 class Origin(NamedTuple):

@@ -51,7 +51,7 @@ class Keeper:
             self._blobs.nursery.start_soon(self._store_pieces, pack, parts, done)
 
     def tell(self, wrong: list[IntegrityError]) -> None:
-        """Of pieces that a publisher has named wrongly: nobody else can mend them."""
+        """Log pieces whose bytes do not have the id that the publisher gave them: nobody else can mend them."""
         self._blobs.counters.integrity_errors += len(wrong)
         for error in wrong:
             log.error("the publisher's fault: %s", error)

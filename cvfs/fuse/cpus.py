@@ -16,8 +16,8 @@ def share(cpus: Set[int], slot: int, count: int) -> set[int]:
 def keep_to_share(slot: int, count: int) -> None:
     """Have the calling thread, and all that it will start, keep to the share of a worker.
 
-    The kernel puts who is woken beside who has woken him, so that both workers run on one CPU for some time, and a
-    worker on each in turn.
+    The kernel puts a task that is woken beside the one that woke it, so without shares both workers run on one CPU for
+    some time, or each on both in turn.
     """
     if count > 1:
         with contextlib.suppress(OSError):  # the CPUs have changed this moment

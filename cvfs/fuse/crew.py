@@ -85,7 +85,7 @@ class Crew:
             raise
 
     def call_off(self) -> None:
-        """Who serves goes on, with the former template; the workers of the new one end."""
+        """Those that serve go on, with the former template; the workers of the new one end."""
         self._template, self._former = self._former, None
         self.is_reloading = False
         for worker in self.coming:
@@ -93,7 +93,7 @@ class Crew:
         self._retire_templates()
 
     def admit(self, worker: WorkerProcess) -> list[WorkerProcess]:
-        """`worker` is ready; those that begin to serve now, as it or all may. Who has served their slots may end."""
+        """`worker` is ready; those that begin to serve now, as it or all may. Who served their slots before may end."""
         worker.enter("ready")
         coming = self.coming
         if self.is_reloading and any(one.phase == "starting" for one in coming):

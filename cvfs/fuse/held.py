@@ -53,7 +53,7 @@ class Held:
         return self._may_resend and bool(self.state.get("resend"))
 
     def resend(self) -> bool:
-        """Have it do so. False: it cannot, or nothing is mounted."""
+        """Have the kernel queue again what was read and not answered. False: it cannot, or nothing is mounted."""
         if self.device is None or not self.can_resend:
             return False
         try:

@@ -1,10 +1,11 @@
 """Waiting for a request that is about to come.
 
 A user's requests follow each other. A CPU that has nothing to do sleeps at once, and in a virtual machine takes 30 us
-to wake, several times what a request takes. So whoever has answered one looks some more times for the next, and lends
-the CPU to whoever else wants it in between. Where that was for somebody's whole turn CPUs are scarce, and none sleeps:
-nothing is looked for then for a while, since who has waited for long is let in sooner than who has just lent his. Nor
-is it where the last request took its time: then the next one will, too.
+to wake, several times what a request takes. So after an answer the descriptor is looked at some more times for the
+next request, and in between the CPU is lent to whatever else wants to run. If it came back only after a whole time
+slice, CPUs are scarce: none goes to sleep, so looking gains nothing, and a process that has lent its CPU is let in
+later than one that has waited. So for `_SCARCE_S` nothing is looked for. Nor is it if the last request came late: then
+the next one will, too.
 """
 
 import os

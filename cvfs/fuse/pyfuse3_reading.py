@@ -14,7 +14,7 @@ from cvfs.fuse.lingering import Linger
 
 
 class _Lock:
-    """Taken where it is free, also before those who wait for it: who has answered goes on, without waking another.
+    """Taken where it is free, also before those who wait for it: whoever has answered goes on, without waking another.
 
     They are woken when it is let go, and find it taken, unless who had it waits for something else by then.
     """

@@ -53,7 +53,7 @@ class Recovery:
             self._down_since = now
 
     def record_loss(self, now: float, life: Life, *, is_down: bool) -> None:
-        """A worker was lost that nobody had told to end. Who was useful is replaced at once, as often as it takes."""
+        """A worker was lost that nobody had told to end. A useful one is replaced at once, as often as it takes."""
         if self._was_useful(life):
             self._failures, self.retry_at = 0, now
             return

@@ -226,7 +226,7 @@ class Supervisor:
     def _relay(self, worker: WorkerProcess, message: Message) -> None:
         """To the other workers: an interrupt for a request that one of them has, a new revision.
 
-        Who wants a receipt is told who of them answers the kernel: he may have to wait for those.
+        A worker that wants a receipt is told which of them answer the kernel: it may have to wait for those.
         """
         self._crew.send(message["message"], but=worker)
         if "receipt" in message:

@@ -118,7 +118,7 @@ class Worker:
             nursery.start_soon(self._obey, channel, nursery)
             nursery.start_soon(self._tell_of_answers, channel)
             if await channel.serve():
-                # Not only who unmounts ends a connection: who aborts it leaves a mount that answers ENOTCONN.
+                # A connection also ends when it is aborted, which leaves a mount that answers ENOTCONN.
                 await self._unmount()
                 self._orders.remember(unmounted=True)
                 self._orders.say("unmounted")
@@ -157,7 +157,7 @@ class Worker:
         await self._unmount()
 
     async def _unmount(self) -> None:
-        """Lazily: who uses it now may go on."""
+        """Lazily: whoever uses it now may go on."""
         if "mounted" in self._orders.state:
             await trio.to_thread.run_sync(take_away, *self._orders.state["mounted"])
 

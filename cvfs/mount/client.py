@@ -74,8 +74,8 @@ async def open_ground(settings: Settings) -> AsyncIterator["Ground"]:
 
 
 class Ground(msgspec.Struct, frozen=True):
-    """What repositories are opened on: the cache, what is held in memory, the network, and a nursery for what they do
-    unasked."""
+    """What all repositories of a process share: the cache, what is held in memory, the network, and a nursery for what
+    they do unasked."""
 
     cache: Cache
     nursery: trio.Nursery
@@ -126,7 +126,7 @@ class Ground(msgspec.Struct, frozen=True):
 
 
 def _pin(url: str, settings: Settings, manifest: Manifest | None) -> Pin:
-    """Where trust begins. Who goes on with a manifest that was trusted can do so when a root.json is gone."""
+    """Where trust begins. Whoever goes on with a manifest that was trusted can do so when a root.json is gone."""
     try:
         return find_pin(
             url,

@@ -1,8 +1,8 @@
 """How the workers of a mount put their counts together: in the one that is asked for the status.
 
 Each writes what it has counted into a file of its slot, since it may be more than a message between processes can be,
-and says that it has. Who is asked adds that to its own, and keeps the whole in one more file for its successor: counts
-go on whichever worker dies. What one has counted after it was asked last is lost with it.
+and says that it has. The worker that is asked adds that to its own, and keeps the whole in one more file for its
+successor: counts go on whichever worker dies. What one has counted after it was asked last is lost with it.
 """
 
 import json
@@ -18,7 +18,7 @@ from cvfs.fuse.link import Message
 from cvfs.mount.sums import Counts, Tally, add_counts, counts_of
 
 PATIENCE_S: Final = 0.5
-"""For the other workers to say what they have counted: who asks for the status has little patience."""
+"""For the other workers to say what they have counted: whoever asks for the status has little patience."""
 
 
 class Counting:

@@ -110,7 +110,7 @@ def _listener(path: Path) -> Iterator[trio.SocketListener]:
 
 
 async def _answer(runtime: Runtime, stream: trio.SocketStream) -> None:
-    """Whatever is asked for, it is the metrics. Who does not read them is left after some seconds."""
+    """Whatever is asked for, it is the metrics. A client that does not read them is left after some seconds."""
     with trio.move_on_after(_DEADLINE_S), contextlib.suppress(trio.BrokenResourceError):
         request = b""
         while b"\r\n\r\n" not in request and len(request) < _MAX_REQUEST_BYTES:

@@ -59,7 +59,7 @@ class Following:
 
 
 def nobody() -> Following:
-    """That of a mount with one process."""
+    """A switch that no other process has to follow: the mount has one."""
     following = Following()
     following.expect(())
     return following

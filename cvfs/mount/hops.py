@@ -24,7 +24,8 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Hop(NamedTuple):
-    """Who is connected to first, and the address of what is asked of him: of himself, or of another by him as proxy."""
+    """A server that the client connects to at `address`, and the mirror `asked` of it: the same address, or where it is
+    a proxy, another behind it."""
 
     address: str
     asked: str

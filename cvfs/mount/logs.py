@@ -18,7 +18,7 @@ _BURST = 20
 _REPEATS = 5
 _BURST_S = 60.0
 """A place in the code logs `_BURST` lines in this time, then none: what fails for each request is a line each time. Of
-them `_REPEATS` in a row may be the same: who tries one thing again and again hides nobody else's failure."""
+them `_REPEATS` in a row may be the same: a program that tries one thing again and again hides nobody else's failure."""
 
 
 class Event(NamedTuple):

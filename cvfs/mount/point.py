@@ -64,5 +64,5 @@ class _Probe(threading.Thread):
 
 _probing: Final = threading.Lock()
 _probes: Final[dict[Path, _Probe]] = {}
-"""Those under way: who asks meanwhile waits for the same one. A mount that hangs is asked about every few seconds (each
-scrape of metrics does), and each question would leave a thread behind."""
+"""Those under way: whoever asks meanwhile waits for the same one. A mount that hangs is asked about every few seconds
+(each scrape of metrics does), and each question would leave a thread behind."""

@@ -1,4 +1,4 @@
-"""What a user asks for when he asks for a mount."""
+"""What a user asks for with `cvfs mount`."""
 
 import os
 from collections.abc import Iterable

@@ -29,8 +29,8 @@ _SWITCHES: Final = (
 
 
 def enter_namespaces() -> None:
-    """A PID namespace for the children of this process. A plain user gets a user namespace as well, whose root he is;
-    outside of it he is who he was. Raises MountError: it is forbidden here."""
+    """A PID namespace for the children of this process. A plain user gets a user namespace as well, and is root in it;
+    outside of it nothing changes. Raises MountError: it is forbidden here."""
     uid, gid = os.geteuid(), os.getegid()
     _unshare(_CLONE_NEWPID | (_CLONE_NEWUSER if uid else 0))
     if uid:
