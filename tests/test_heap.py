@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cvfs.heap import unfilled
+
 ROOT = Path(__file__).resolve().parents[1]
 
 PROGRAM = """
@@ -34,3 +36,10 @@ def test_what_is_free_in_the_middle_of_the_heap_is_given_back() -> None:
     kept, left = map(int, done.stdout.split())
     assert kept > 64 << 10
     assert left < kept - (48 << 10)
+
+
+def test_buffer_that_is_not_filled_is_a_buffer_like_others() -> None:
+    for size in (0, 1, 1 << 20):
+        buffer = unfilled(size)
+        buffer[:] = b"x" * size
+        assert buffer == b"x" * size

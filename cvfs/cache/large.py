@@ -17,6 +17,7 @@ from cvfs.cache.directory import CacheDirectory, as_cache_error
 from cvfs.cache.files import NOT_A_FILE, remove, stamp
 from cvfs.format.blob import digest
 from cvfs.format.codec import encode
+from cvfs.heap import unfilled
 from cvfs.model import Content, Digest, Entry, Location
 
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # whatever is there, opening does not wait
@@ -91,7 +92,7 @@ class LargeFiles:
             if not os.preadv(fd, [bytearray(1)], end - 1, _NOWAIT):  # before there is room made for all
                 return None
             stamp(fd)
-            data = memoryview(bytearray(location.length))
+            data = memoryview(unfilled(location.length))
             if os.preadv(fd, [data], location.object_offset, _NOWAIT) != location.length:
                 return None
         except OSError as error:
