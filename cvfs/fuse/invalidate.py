@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Changes(msgspec.Struct):
-    """Between two revisions: `names`, as (inode of the directory, name), that are not what they were; `directories`
+    """Between two revisions: `names`, as (inode of the directory, name), that are another inode or none; `directories`
     whose listing or attributes changed, by inode."""
 
     names: list[tuple[int, bytes]] = msgspec.field(default_factory=list)
@@ -49,16 +49,21 @@ async def find_changes(old: Repository, new: Repository) -> Changes:
 def collect(
     differences: Iterable[tuple[Record | None, Record | None]], directory_inode: Callable[[bytes], int]
 ) -> Changes:
-    """The changes that the differences of two trees make."""
+    """The changes that the differences of two trees make.
+
+    The name of a directory that stays one is none of them, since it keeps its inode: with a name the kernel forgets all
+    that it has cached below it, and takes away what others have mounted there.
+    """
     changes = Changes()
     for pair in differences:
         record = next(record for record in pair if record is not None)
         name, path = record.entry.name, record.path
-        if name:
+        are_directories = [one is not None and one.entry.is_directory for one in pair]
+        if name and not all(are_directories):
             parent = directory_inode(record.directory)
             changes.names.append((parent, name))
             changes.directories.add(parent)
-        if any(one is not None and one.entry.is_directory for one in pair):
+        if any(are_directories):
             changes.directories.add(directory_inode(path))
     return changes
 

@@ -91,6 +91,42 @@ def test_unchanged_files_keep_their_pages(host: Host, filled: Store, tree: Path)
     host.umount(mount)
 
 
+@pytest.mark.parametrize("options", OPTIONS[1:])
+@pytest.mark.usefixtures("kept_kernel_caches")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may bind")
+def test_what_is_below_a_changed_directory_stays(
+    host: Host, store: Store, tree: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """The pages of what is unchanged there, and what others have mounted there."""
+    (tree / "lib/deep").mkdir(parents=True)
+    (tree / "lib/point").mkdir()
+    (tree / "lib/file").write_bytes(b"published")
+    (tree / "lib/deep/same").write_bytes(b"same" * 1000)
+    store.publish(tree)
+    mount = host.mount(store.path, *options)
+    (mount / "lib/deep/same").read_bytes()
+    for name, kind in (("point", Path.mkdir), ("file", Path.touch)):
+        kind(tmp_path / name)
+        run("mount", "--bind", tmp_path / name, mount / "lib" / name)
+    (tmp_path / "point/inside").touch()
+    before = host.status(mount).get("requests", {}).get("READ")
+    (tree / "lib/new").write_bytes(b"new")
+    (tree / "lib").chmod(0o711)
+    store.publish(tree)
+    host.cvfs("refresh", mount)
+    try:
+        assert sorted(os.listdir(mount / "lib")) == ["deep", "file", "new", "point"]
+        assert (mount / "lib").stat().st_mode & 0o777 == 0o711
+        assert os.listdir(mount / "lib/point") == ["inside"]
+        assert (mount / "lib/file").read_bytes() == b""
+        assert (mount / "lib/deep/same").read_bytes() == b"same" * 1000
+        assert host.status(mount).get("requests", {}).get("READ") == before
+    finally:
+        for name in ("point", "file"):
+            run("umount", mount / "lib" / name, check=False)
+        host.umount(mount)
+
+
 def test_pinned_mount_stays(host: Host, filled: Store, tree: Path) -> None:
     mount = host.mount(filled.path, "--revision", "1")
     change(filled, tree)
