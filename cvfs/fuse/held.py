@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import socket
 import struct
 from typing import Final
@@ -14,6 +15,7 @@ from cvfs.fuse.protocol.notices import encode_resend
 
 log = logging.getLogger(__name__)
 
+_ABORT: Final = "/sys/fs/fuse/connections/{}/abort"
 _BACKLOG: Final = 16
 _IN_HEADER: Final = struct.Struct("=IIQ")
 _OUT_HEADER: Final = struct.Struct("=IiQ")
@@ -78,13 +80,25 @@ class Held:
         return True
 
     def let_mount_go(self) -> None:
-        """Close what the mount hangs on. With the workers' copies gone too, the kernel ends all that waits for it."""
+        """End the connection, and with it all that waits for it: also where a worker that hangs in the kernel, which
+        outlives SIGKILL, has copies of the descriptors. Where that is not permitted they end with the last copy."""
+        if self.device is not None and "mounted" in self.state and _is_connected(self.device):
+            _, number = self.state["mounted"]
+            with contextlib.suppress(OSError), open(_ABORT.format(number.partition(":")[2]), "wb", buffering=0) as file:
+                file.write(b"1")
         for name in [name for name in self.descriptors if name.startswith(FUSE)]:
             os.close(self.descriptors.pop(name))
 
     def remove_files(self) -> None:
         """What was to be there as long as the mount."""
         remove_files(self.state.get("unlink", {}))
+
+
+def _is_connected(device: int) -> bool:
+    """Whether the mount of a descriptor of /dev/fuse is there, so that its number is not another's by now."""
+    poll = select.poll()
+    poll.register(device, 0)
+    return not poll.poll(0)
 
 
 def remove_files(unlink: dict[str, int | None]) -> None:

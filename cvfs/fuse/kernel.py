@@ -24,7 +24,7 @@ DEVICE: Final = "/dev/fuse"
 SUBTYPE: Final = "cvfs"
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 _CAP_SYS_ADMIN: Final = 21
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -131,10 +131,11 @@ def unmount(directory: Path, *, lazy: bool = False) -> None:
     detach(directory, lazy=lazy)
 
 
-def detach(directory: Path, *, lazy: bool) -> None:
-    """Unmount `directory` without looking whether anything is mounted there."""
+def detach(directory: Path, *, lazy: bool, abort: bool = False) -> None:
+    """Unmount `directory` without looking whether anything is mounted there. `abort`: end the connection before, where
+    that is permitted."""
     if can_mount_directly():
-        _unmount_directly(directory, lazy)
+        _unmount_directly(directory, (_MNT_DETACH if lazy else 0) | (_MNT_FORCE if abort else 0))
     else:
         unmount_with_helper(directory, lazy=lazy)
 
@@ -158,8 +159,8 @@ def _common_settings(options: MountOptions) -> tuple[str, ...]:
     return ("default_permissions", "allow_other") if options.allow_other else ("default_permissions",)
 
 
-def _unmount_directly(directory: Path, lazy: bool) -> None:
-    if _libc.umount2(os.fsencode(directory), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)):
+def _unmount_directly(directory: Path, flags: int) -> None:
+    if _libc.umount2(os.fsencode(directory), _UMOUNT_NOFOLLOW | flags):
         raise MountError(_line(f"cannot unmount {directory}", ctypes.get_errno(), _UNMOUNT_REMEDIES))
 
 

@@ -29,14 +29,15 @@ def raise_read_ahead(directory: Path) -> None:
         log.info("the read-ahead of %s cannot be raised: large files are read in smaller requests", directory)
 
 
-def take_away(point: str, device: str) -> None:
-    """Unmount lazily what is mounted on `point` if it is the mount `device`, not another that has come there.
+def take_away(point: str, device: str, *, at_once: bool = False) -> None:
+    """Unmount lazily what is mounted on `point` if it is the mount `device`, not another that has come there. With
+    `at_once` all that waits for it, or uses it, gets an error.
 
     An automounter that has just unmounted it would mount it again if anybody else but itself looked at `point`.
     """
     if is_mounted(Path(point), device):
         with contextlib.suppress(MountError):
-            kernel.detach(Path(point), lazy=True)
+            kernel.detach(Path(point), lazy=True, abort=at_once)
 
 
 def is_to_be_made_anew(point: str) -> bool:
@@ -47,4 +48,4 @@ def is_to_be_made_anew(point: str) -> bool:
 
 
 if __name__ == "__main__":
-    take_away(sys.argv[1], sys.argv[2])
+    take_away(sys.argv[1], sys.argv[2], at_once=True)

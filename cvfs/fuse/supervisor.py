@@ -292,6 +292,8 @@ class Supervisor:
         one that hangs in its disk outlives SIGKILL."""
         phase = worker.phase
         worker.kill()
+        if worker.owes:  # it may not end before another has answered: the kernel can hold it for who waits for it
+            self._save_requests(worker)
         if phase != "ending" and self._is_started:
             self._record_loss(worker, phase, "it was given up", USELESS)
         if self._crew.is_down:

@@ -108,5 +108,7 @@ def _wait(path: Path, done: Callable[[dict[str, Any]], bool], problem: str | Non
                 return status
         if problem and status.get(problem):
             raise MountError(f"cannot reload: {status[problem]}")
+        if not status and not path.exists():
+            raise MountError("the mount has ended meanwhile")
         time.sleep(_POLL_S)
     raise MountError(f"nothing has changed within {_DEADLINE_S:g} s; see the log of the mount")

@@ -90,7 +90,7 @@ class _Assembly:
 
     def _is_to_go_on(self, point: str, device: str) -> bool:
         """Take away a mount that the kernel could not save. False: it is not to be made anew."""
-        take_away(point, device)
+        take_away(point, device, at_once=True)
         if is_to_be_made_anew(point):
             return True
         log.warning("the mount on %s is gone, and not ours to make anew", point)

@@ -137,6 +137,53 @@ def test_kill_in_the_middle_of_a_fetch(host: Host, filled: Store) -> None:
         host.umount(mount)
 
 
+@pytest.mark.parametrize("how", ["goes on", "cannot repeat", "ends"])
+def test_worker_that_the_kernel_holds_when_it_is_killed(host: Host, store: Store, tree: Path, how: str) -> None:
+    """It waits in a notice for the lock of a directory, which a lookup there has until it is answered: by another."""
+    host.environment |= {"CVFS_PING_S": "0.2", "CVFS_HANG_S": "1"}
+    if how == "cannot repeat":
+        host.environment |= {"CVFS_NO_RESEND": "1"}
+    (tree / "many").mkdir()
+    for number in range(20_000):
+        (tree / f"many/{number:05}").touch()
+    store.publish(tree)
+    with FaultyServer(store.path) as server:
+        mount = host.mount(server.url, "-o", "refresh_s=3600,deadline_s=4", "-o", "invalidate=exact")
+        assert (mount / "many/00000").stat().st_size == 0
+        supervisor = supervisor_of(host, mount)
+        (pid,) = workers(supervisor)
+        for blob in store.blobs():
+            server.misbehave(hang, path=f"/{blob.relative_to(store.path)}")
+        with subprocess.Popen(["stat", mount / "many/19999"], stdout=subprocess.DEVNULL) as reader:
+            wait_until(lambda: host.status(mount)["requests_waited"] > 0)
+            (tree / "many/00000").write_bytes(b"new")
+            store.publish(tree)
+            words = [*PYTHON, "-m", "cvfs", "refresh", mount]
+            with subprocess.Popen(words, env=host.environment, stderr=subprocess.DEVNULL) as refresh:
+                wait_until(lambda: _is_held(pid), 20)
+                os.kill(pid, signal.SIGKILL)
+                server.recover()
+                if how == "ends":
+                    os.kill(supervisor, signal.SIGTERM)
+                assert (reader.wait(30) == 0) is (how == "goes on")
+                refresh.wait(30)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists())
+        if how == "ends":
+            wait_until(lambda: supervisor not in processes_of(host.top))
+            assert str(mount) not in Path("/proc/self/mountinfo").read_text()
+            return
+        wait_until((mount / "many/11111").exists)
+        host.umount(mount)
+
+
+def _is_held(pid: int) -> bool:
+    """Whether one of its threads is in the kernel where no signal reaches it."""
+    with contextlib.suppress(OSError):
+        states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+        return "D" in states
+    return False
+
+
 def test_worker_that_hangs_is_replaced(host: Host, filled: Store) -> None:
     host.environment |= {"CVFS_PING_S": "0.2", "CVFS_HANG_S": "1"}
     mount = host.mount(filled.path)
