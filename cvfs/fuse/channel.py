@@ -20,7 +20,7 @@ from cvfs.fuse.handlers import Handlers, Reply
 from cvfs.fuse.lingering import Linger
 from cvfs.fuse.protocol import negotiation, requests
 from cvfs.fuse.protocol.bodies import Request
-from cvfs.fuse.protocol.codes import READ_BUFFER_BYTES, UNANSWERED_OPCODES, Opcode, opcode_name
+from cvfs.fuse.protocol.codes import READ_BUFFER_BYTES, RESENT_BIT, UNANSWERED_OPCODES, Opcode, opcode_name
 from cvfs.fuse.protocol.negotiation import Session, Wishes
 from cvfs.fuse.protocol.replies import encode_error
 
@@ -160,7 +160,8 @@ class Channel:
     def _take_ours(self, request: Request) -> None:
         if request.opcode == Opcode.INTERRUPT:
             unique = requests.decode_interrupt(request.data)
-            if not self.interrupt(unique):
+            # What was repeated may have been given to several, of whom only the last can answer it.
+            if not self.interrupt(unique) or unique & RESENT_BIT:
                 self._foreign_interrupt(unique)
         elif request.opcode == Opcode.INIT:
             self._take_init(request)

@@ -94,6 +94,8 @@ class Crew:
 
     def admit(self, worker: WorkerProcess) -> list[WorkerProcess]:
         """`worker` is ready; those that begin to serve now, as it or all may. Who served their slots before may end."""
+        if worker.phase != "starting":  # it was given up before that was heard
+            return []
         worker.enter("ready")
         coming = self.coming
         if self.is_reloading and any(one.phase == "starting" for one in coming):

@@ -1,7 +1,9 @@
 """A mount of the channel is made, and taken away: what a worker does to the kernel, or at the end the supervisor."""
 
 import contextlib
+import errno
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -29,15 +31,26 @@ def raise_read_ahead(directory: Path) -> None:
         log.info("the read-ahead of %s cannot be raised: large files are read in smaller requests", directory)
 
 
-def take_away(point: str, device: str, *, at_once: bool = False) -> None:
+def take_away(point: str, device: str, *, at_once: bool = False, if_dead: bool = False) -> None:
     """Unmount lazily what is mounted on `point` if it is the mount `device`, not another that has come there. With
     `at_once` all that waits for it, or uses it, gets an error.
 
+    `if_dead` is for whoever is not connected to it any more: then the number may be that of another by now, which the
+    kernel uses again at once, so only a mount that nobody serves is taken away.
+
     An automounter that has just unmounted it would mount it again if anybody else but itself looked at `point`.
     """
-    if is_mounted(Path(point), device):
+    if is_mounted(Path(point), device) and not (if_dead and not _is_dead(point)):
         with contextlib.suppress(MountError):
             kernel.detach(Path(point), lazy=True, abort=at_once)
+
+
+def _is_dead(point: str) -> bool:
+    try:
+        os.statvfs(point)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
 
 
 def is_to_be_made_anew(point: str) -> bool:
@@ -48,4 +61,4 @@ def is_to_be_made_anew(point: str) -> bool:
 
 
 if __name__ == "__main__":
-    take_away(sys.argv[1], sys.argv[2], at_once=True)
+    take_away(sys.argv[1], sys.argv[2], at_once=True, if_dead="if-dead" in sys.argv[3:])

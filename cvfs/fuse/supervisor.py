@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from cvfs.fuse import link
 from cvfs.fuse.crew import END_S, Crew
-from cvfs.fuse.held import Held
+from cvfs.fuse.held import Held, is_connected
 from cvfs.fuse.link import Message
 from cvfs.fuse.processes import STOP_SIGNALS, Template, WorkerProcess, describe, is_killed
 from cvfs.fuse.supervision import USELESS, Life, Recovery, Vigil
@@ -32,15 +32,15 @@ class Surroundings(NamedTuple):
 
     `new_template` starts one, with the code that is installed now. `started(message)` is called when the mount can be
     used, with what the first worker says of it; `failed(error)` if it will never be. `alive()` is called now and then
-    while the mount is served and all who do that answer. `unmount(point, device)` takes that mount away where no worker
-    can.
+    while the mount is served and all who do that answer. `unmount(point, device, is_connected)` takes that mount away
+    where no worker can.
     """
 
     new_template: Callable[[], Template]
     started: Callable[[Message], None]
     failed: Callable[[str], None]
     alive: Callable[[], None]
-    unmount: Callable[[str, str], None]
+    unmount: Callable[[str, str, bool], None]
 
 
 class Supervisor:
@@ -68,7 +68,9 @@ class Supervisor:
             self._wait(reader)
             self._tend(time.monotonic())
         if self._held.mounted:
-            self._around.unmount(*self._held.mounted)
+            device = self._held.device
+            is_live = device is not None and is_connected(device)
+            self._around.unmount(self._held.mounted[0], self._held.mounted[1], is_live)
         self._crew.close()
         self._held.let_mount_go()
         self._held.remove_files()

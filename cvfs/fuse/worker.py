@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,7 @@ from cvfs.filesystem import View
 from cvfs.fuse import kernel
 from cvfs.fuse.channel import Channel, Statistics
 from cvfs.fuse.handlers import Handlers
+from cvfs.fuse.held import is_connected
 from cvfs.fuse.invalidate import Changes, notices_of, write_notices
 from cvfs.fuse.link import FUSE
 from cvfs.fuse.mountinfo import find_mount
@@ -25,6 +27,7 @@ MANY_NAMES: Final = 50_000
 """Changed names beyond which the kernel is to forget all: to name so many takes a tenth of a second and more."""
 
 _EXACT_S: Final = 2.0
+_PATIENCE_S: Final = 2.0
 _LOOK_S: Final = 0.02
 
 log = logging.getLogger(__name__)
@@ -157,9 +160,13 @@ class Worker:
         await self._unmount()
 
     async def _unmount(self) -> None:
-        """Lazily: whoever uses it now may go on."""
+        """Lazily: whoever uses it now may go on. A mount that may be another's is asked whether it is dead; one that
+        hangs is not."""
         if "mounted" in self._orders.state:
-            await trio.to_thread.run_sync(take_away, *self._orders.state["mounted"])
+            if_dead = not is_connected(self._orders.descriptors[f"{FUSE}{self._orders.slot}"])
+            work = partial(take_away, *self._orders.state["mounted"], if_dead=if_dead)
+            with trio.move_on_after(_PATIENCE_S if if_dead else math.inf):
+                await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
     def _pass_interrupt_on(self, unique: int) -> None:
         """Also where one worker is enough: after a reload there may be a second, which ends what it has begun."""

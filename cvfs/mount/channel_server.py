@@ -54,7 +54,9 @@ def serve(text: str, caller: Caller, template: Template) -> int:
             started=started,
             failed=failed,
             alive=lambda: notify("WATCHDOG=1"),
-            unmount=lambda point, device: _run([*unmount, point, device]),
+            unmount=lambda point, device, is_connected: _run(
+                [*unmount, point, device, *([] if is_connected else ["if-dead"])]
+            ),
         ),
         _begin(template, text, caller.log),
         request["settings"]["workers"],

@@ -178,7 +178,8 @@ class _Assembly:
         member = mounted.member(order["label"])
         if member is not None and member.opened is not None:
             filesystem = member.opened.filesystem
-            filesystem.switch(filesystem.repository.at(manifest))
+            if manifest.revision >= filesystem.repository.manifest.revision:  # else one has been overtaken by another
+                filesystem.switch(filesystem.repository.at(manifest))
         about = {"label": order["label"], "revision": manifest.revision}
         self._tell_others({"type": "switched", "pid": os.getpid(), **about})
 

@@ -30,8 +30,9 @@ switch can be taken in after the first time."""
 class Refresher:
     """Asks for the newest revision now and then, and when told to, and switches `filesystem` to it.
 
-    `announce(new, old)` is called before a switch, so that it can be finished by another process if this one dies;
-    `settled()` when the kernel has been told, and no process goes by the old revision any more.
+    `announce(new, old)` is called before a switch, so that it can be finished by another process if this one dies; it
+    returns None if another process has announced a newer revision. `settled()` is called when the kernel has been told,
+    and no process goes by the old revision any more.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Refresher:
         filesystem: FileSystem,
         settings: Settings,
         invalidate: Invalidate,
-        announce: Callable[[Manifest, Manifest], Awaitable[Following]],
+        announce: Callable[[Manifest, Manifest], Awaitable[Following | None]],
         settled: Callable[[], None],
     ) -> None:
         self._client, self._filesystem, self._settings = client, filesystem, settings
@@ -127,6 +128,8 @@ class Refresher:
         old = self._filesystem.repository
         changes = await find_changes(old, new)
         following = await self._announce(new.manifest, old.manifest)
+        if following is None or self._filesystem.repository.manifest.revision > new.manifest.revision:
+            return
         self._filesystem.switch(new)
         await self._tell(changes, following)
         log.info("switched to revision %d: %d names changed", new.manifest.revision, len(changes.names))
@@ -135,7 +138,9 @@ class Refresher:
         """Have everybody know of a switch from `previous` that another process had begun, but may not have told of."""
         now = self._filesystem.repository
         changes = await find_changes(now.at(previous), now)
-        await self._tell(changes, await self._announce(now.manifest, previous))
+        following = await self._announce(now.manifest, previous)
+        if following is not None:
+            await self._tell(changes, following)
 
     async def _tell(self, changes: Changes, following: Following) -> None:
         self._untold.names += changes.names

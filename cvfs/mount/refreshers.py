@@ -129,9 +129,10 @@ class Refreshers:
                 await trio.sleep(_AGAIN_S)
         await self._refreshers[label].run()
 
-    async def _tell(self, label: str, new: Manifest, old: Manifest) -> Following:
+    async def _tell(self, label: str, new: Manifest, old: Manifest) -> Following | None:
         """The kernel may still believe something of an older one than `old`, if not all have followed that switch."""
-        self._shown.switch(label, new, self._shown.previous(label) or old)
+        if not self._shown.switch(label, new, self._shown.previous(label) or old):
+            return None
         return await self._announce(label, new)
 
     async def _adopt(self, label: str) -> None:

@@ -64,10 +64,15 @@ class Shown:
             revision = revisions.setdefault(name, _Revision(encode_manifest(manifest).decode()))
         return decode_manifest(revision.manifest.encode())
 
-    def switch(self, name: str, new: Manifest, old: Manifest) -> None:
-        """Show `new` from now on; the kernel has yet to be told."""
+    def switch(self, name: str, new: Manifest, old: Manifest) -> bool:
+        """Show `new` from now on; the kernel has yet to be told. False: a newer one is shown already, as after a reload
+        during which both the former first worker and the new one have looked for what is new."""
         with self._changed() as revisions:
+            shown = revisions.get(name)
+            if shown is not None and decode_manifest(shown.manifest.encode()).revision > new.revision:
+                return False
             revisions[name] = _Revision(encode_manifest(new).decode(), encode_manifest(old).decode())
+        return True
 
     def settle(self, name: str) -> None:
         """The kernel has been told."""

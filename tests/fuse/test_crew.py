@@ -195,3 +195,14 @@ def test_files_of_a_mount_are_removed_unless_they_are_of_another(tmp_path: Path)
     inode = ours.stat().st_ino
     remove_files({str(ours): inode, str(theirs): inode, str(gone): None})
     assert [*tmp_path.iterdir()] == [theirs]
+
+
+def test_ready_of_a_worker_that_was_given_up_counts_for_nothing(make: Callable[..., Crew], fleet: Fleet) -> None:
+    crew = make(2)
+    serving = [fleet.serve(crew, slot) for slot in range(2)]
+    crew.start_anew()
+    new = [fleet.forked(worker) for worker in crew.coming]
+    crew.call_off()
+    assert all(crew.admit(worker) == [] for worker in new)
+    assert crew.serving == serving
+    assert all(fleet.is_killed(worker) for worker in new)
