@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import trio
@@ -23,12 +23,16 @@ from cvfs.fuse.protocol.bodies import Request
 from cvfs.fuse.protocol.codes import READ_BUFFER_BYTES, RESENT_BIT, UNANSWERED_OPCODES, Opcode, opcode_name
 from cvfs.fuse.protocol.negotiation import Session, Wishes
 from cvfs.fuse.protocol.replies import encode_error
+from cvfs.fuse.signals import has_given_up
 
 log = logging.getLogger(__name__)
 
 MAX_TASKS: Final = 1024
 """Requests worked on at once; those behind them wait in a queue, which the number of callers bounds. A guess: some KiB
 each, and more than any host has threads that fault in one mount at a time."""
+
+_LOOK_AGAIN_S: Final = 0.1
+"""Soon enough for who has pressed Ctrl-C, and 30 us each."""
 
 _WISHES: Final = Wishes()
 _GONE: Final = errno.ENODEV
@@ -50,12 +54,18 @@ class Statistics(msgspec.Struct):
         return {opcode_name(opcode): count for opcode, count in sorted(self.by_opcode.items())}
 
 
+class _Task(NamedTuple):
+    request: Request
+    scope: trio.CancelScope
+
+
 class Channel:
     """One descriptor of a FUSE connection, and the requests under way that came through it.
 
     `session` is what was agreed on if the connection is taken over from another process; None: INIT is still to come,
     and `initialized(session)` is called when it was answered. `foreign_interrupt(unique)` is told of an interrupt for
-    a request that is not ours: another worker may have it.
+    a request that is not ours: another worker may have it. `has_given_up(thread)` says of a caller that was sent a
+    signal whether it is to have EINTR.
     """
 
     def __init__(
@@ -67,15 +77,19 @@ class Channel:
         wishes: Wishes = _WISHES,
         initialized: Callable[[Session], None] = lambda session: None,
         foreign_interrupt: Callable[[int], None] = lambda unique: None,
+        has_given_up: Callable[[int], bool] = has_given_up,
     ) -> None:
         self._descriptor = descriptor
         self._handlers = handlers
         self._deadline_s = deadline_s
         self._wishes = wishes
         self._initialized = initialized
-        self._foreign_interrupt = foreign_interrupt
-        self._tasks: dict[int, trio.CancelScope] = {}
+        self._foreign_interrupt, self._has_given_up = foreign_interrupt, has_given_up
+        self._tasks: dict[int, _Task] = {}
         self._queue: dict[int, tuple[Request, float]] = {}
+        self._signalled: set[int] = set()
+        """Requests whose callers were sent a signal, and wait on."""
+        self._nursery: trio.Nursery | None = None
         self._reading = trio.CancelScope()
         self.statistics = Statistics()
         os.set_blocking(descriptor, False)
@@ -86,6 +100,7 @@ class Channel:
         Raises OSError if the descriptor cannot be read. Cancelled: what is under way goes unanswered.
         """
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             with self._reading:
                 await self._read_requests(nursery)
                 nursery.cancel_scope.cancel()
@@ -101,15 +116,37 @@ class Channel:
         return len(self._tasks) + len(self._queue)
 
     def interrupt(self, unique: int) -> bool:
-        """Give up a request: its caller does not wait for it any more. False if it is not under way here."""
-        scope = self._tasks.get(unique)
-        if scope is not None:
-            scope.cancel()
-            return True
-        if self._queue.pop(unique, None) is None:
+        """The caller of a request was sent a signal: give the request up if the caller has; or does later, since the
+        kernel says so only once. False if it is not under way here."""
+        request = self._under_way(unique)
+        if request is None:
             return False
-        self._interrupted(unique)
+        if self._has_given_up(request.pid):
+            self._give_up(unique)
+        elif self._nursery is not None:
+            if not self._signalled:
+                self._nursery.start_soon(self._watch_signalled)
+            self._signalled.add(unique)
         return True
+
+    async def _watch_signalled(self) -> None:
+        while self._signalled:
+            await trio.sleep(_LOOK_AGAIN_S)
+            for unique in [*self._signalled]:
+                request = self._under_way(unique)
+                if request is None or self._has_given_up(request.pid):
+                    self._signalled.remove(unique)
+                    self._give_up(unique)
+
+    def _under_way(self, unique: int) -> Request | None:
+        task = self._tasks.get(unique)
+        return task.request if task is not None else self._queue.get(unique, (None, 0))[0]
+
+    def _give_up(self, unique: int) -> None:
+        if unique in self._tasks:
+            self._tasks[unique].scope.cancel()
+        elif self._queue.pop(unique, None) is not None:
+            self._interrupted(unique)
 
     async def _read_requests(self, nursery: trio.Nursery) -> None:
         descriptor = self._descriptor
@@ -185,7 +222,8 @@ class Channel:
             self._start(request, deadline, nursery)
 
     def _start(self, request: Request, deadline: float, nursery: trio.Nursery) -> None:
-        scope = self._tasks[request.unique] = trio.CancelScope(deadline=deadline)
+        scope = trio.CancelScope(deadline=deadline)
+        self._tasks[request.unique] = _Task(request, scope)
         nursery.start_soon(self._work, request, scope, nursery)
 
     async def _work(self, request: Request, scope: trio.CancelScope, nursery: trio.Nursery) -> None:

@@ -4,14 +4,15 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.host import Host, Store, wait_until
-from tests.servers import FaultyServer, hang
+from tests.e2e.host import Host, Store, run, wait_until
+from tests.servers import Exchange, FaultyServer, behave, hang
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,48 @@ def test_interrupted_reader_of_a_server_that_hangs_returns_at_once(host: Host, f
         assert len(os.listdir(mount / "d")) == 20
         if direct:
             assert host.status(mount)["requests_interrupted"] == 1
+        server.recover()
+        host.umount(mount, "--lazy")
+
+
+SIGNALLED = """
+import ctypes, os, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.siginterrupt(signal.SIGALRM, False)
+signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+for path in sys.argv[1:]:
+    failed = libc.access(os.fsencode(path), os.R_OK)
+    print(os.strerror(ctypes.get_errno()) if failed else "there", flush=True)
+"""
+
+
+def test_signals_that_a_program_catches_fail_no_call(host: Host, store: Store, tree: Path) -> None:
+    """As on a local file system. One that is told to end while it gets them ends soon."""
+    (tree / "many").mkdir()
+    for number in range(20_000):
+        (tree / f"many/{number:05}").touch()
+    store.publish(tree)
+
+    def late(exchange: Exchange) -> None:
+        exchange.stopping.wait(0.3)
+        behave(exchange)
+
+    with FaultyServer(store.path) as server:
+        mount = host.mount(server.url)
+        server.misbehave(late)
+        words = [sys.executable, "-c", SIGNALLED]
+        names = [mount / "many" / name for name in ("19999", "10000", "nothing")]
+        assert run(*words, *names).stdout == b"there\nthere\nNo such file or directory\n"
+        assert host.status(mount)["requests"]["INTERRUPT"] > 0
+        host.remount(mount, server.url, "--cache", host.new_directory())
+        server.misbehave(hang)
+        with subprocess.Popen([*words, mount / "many/15000"], stdout=subprocess.DEVNULL) as hung:
+            wait_until(lambda: "INTERRUPT" in host.status(mount)["requests"])
+            started = time.monotonic()
+            hung.terminate()
+            assert hung.wait(10) == -signal.SIGTERM
+            assert time.monotonic() - started < 2
         server.recover()
         host.umount(mount, "--lazy")
 

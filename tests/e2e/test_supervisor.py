@@ -237,22 +237,18 @@ def test_lost_mount_in_whose_place_another_is(host: Host, filled: Store) -> None
 
 
 def test_worker_that_hears_late_of_its_end_leaves_the_next_mount_alone(host: Host, filled: Store) -> None:
-    """The kernel has given that the number of the former one."""
+    """The kernel has given that the number of the former one, unless a mount elsewhere was faster."""
     mount = host.mount(filled.path)
     first = host.status(mount)
-    number = os.stat(mount).st_dev
     for pid in (first["pid"], first["worker_pid"]):
         os.kill(pid, signal.SIGSTOP)
     kernel.unmount(mount)
     host.mount(filled.path, on=mount)
-    is_reused = os.stat(mount).st_dev == number
     for pid in (first["worker_pid"], first["pid"]):
         os.kill(pid, signal.SIGCONT)
     wait_until(lambda: first["pid"] not in processes_of(host.top))
     assert (mount / "d1/f1").read_bytes() == SMALL["d1/f1"]
     host.umount(mount)
-    if not is_reused:
-        pytest.skip("another mount has taken the number")
 
 
 def _is_idle(pid: int) -> bool:

@@ -131,8 +131,40 @@ def test_an_interrupt_ends_the_request_and_no_other() -> None:
         assert await kernel.reply() == (14, 0, b"at once")
 
     foreign: list[int] = []
-    assert drive(test, foreign_interrupt=foreign.append).statistics.interrupted == 1
+    options = {"foreign_interrupt": foreign.append, "has_given_up": lambda thread: thread == 4711}
+    assert drive(test, **options).statistics.interrupted == 1
     assert foreign == [12]
+
+
+def test_caller_who_goes_on_after_a_signal_is_waited_for_until_it_does_not() -> None:
+    async def test(kernel: Kernel, handlers: Scripted, loop: Channel) -> None:
+        for unique in (10, 12):
+            await kernel.ask(Opcode.GETATTR, unique, node=2, body=GETATTR)
+            await kernel.ask(Opcode.INTERRUPT, unique + 1, body=struct.pack("=Q", unique))
+        await kernel.ask(Opcode.GETATTR, 14, body=GETATTR)
+        assert await kernel.reply() == (14, 0, b"at once")
+        while looks < 6:
+            await trio.testing.wait_all_tasks_blocked()
+        has_ended.append(True)
+        assert sorted([await kernel.reply() for _ in range(2)]) == [(10, errno.EINTR, b""), (12, errno.EINTR, b"")]
+
+    def has_given_up(thread: int) -> bool:
+        nonlocal looks
+        looks += 1
+        return bool(has_ended)
+
+    looks, has_ended = 0, list[bool]()
+    assert drive(test, has_given_up=has_given_up).statistics.interrupted == 2
+
+
+def test_answer_after_a_signal() -> None:
+    async def test(kernel: Kernel, handlers: Scripted, loop: Channel) -> None:
+        await kernel.ask(Opcode.GETATTR, 10, node=2, body=GETATTR)
+        await kernel.ask(Opcode.INTERRUPT, 11, body=struct.pack("=Q", 10))
+        handlers.release.set()
+        assert await kernel.reply() == (10, 0, b"later")
+
+    assert drive(test, has_given_up=lambda thread: False).statistics.interrupted == 0
 
 
 def test_every_request_has_a_deadline(autojump_clock: trio.testing.MockClock) -> None:
