@@ -89,6 +89,8 @@ class Configuration:
     def locate(self, text: str) -> tuple[str, Settings]:
         """The address that a user means, and what holds for it: the name of a configured repository, an address, or
         the directory of a store; behind it, perhaps, @ and a tag or the number of a revision. Raises ConfigError."""
+        if not text:
+            raise ConfigError("no repository is named: give an address, a NAME, or the directory of a store")
         if not os.path.isdir(text):
             text = self._take_which(text)
         if not self.has(text):

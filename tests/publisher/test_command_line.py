@@ -196,3 +196,11 @@ def test_help_has_an_example(command: str) -> None:
 
 def test_version() -> None:
     assert __version__ in run("--version").stdout
+
+
+@pytest.mark.parametrize("words", [("{store}", "{tree}", "--at", ""), ("{store}", ""), ("", "{tree}")])
+def test_variable_that_is_not_set_publishes_nothing(store: Store, tree: Path, words: tuple[str, ...]) -> None:
+    """`--at ""` would replace the whole repository, and an empty TREE be the current directory."""
+    refused = run("publish", *(word.format(store=store.path, tree=tree) for word in words), "--state", store.state)
+    assert (refused.returncode, "it is empty" in refused.stderr) == (2, True)
+    assert store.manifest.revision == 0
