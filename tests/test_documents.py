@@ -46,7 +46,7 @@ def test_paths_of_the_code_exist() -> None:
         for path in re.findall(
             r"`((?:cvfs|publisher|tests|benchmarks|contrib|scripts)/[\w./-]*)`", document.read_text()
         )
-        if not (ROOT / path).exists() and document.name != "CHANGELOG.md"
+        if not (ROOT / path).exists() and document.name != "CHANGELOG.md" and path != "benchmarks/results/"
     ]
     assert missing == []
 
