@@ -185,8 +185,10 @@ def wipe(yes: bool) -> None:
     Pins remain: what comes back is pinned again.
     """
     with _opened() as cache:
-        if not yes:
-            click.confirm(f"Remove {show_size(_used(cache))} from {cache.directory.path}?", abort=True, err=True)
+        question = f"Remove {show_size(_used(cache))} from {cache.directory.path}?"
+        if not (yes or click.confirm(question, err=True)):
+            click.echo("nothing was removed", err=True)
+            sys.exit(1)
         freed = cache.quota.wipe()
     click.echo(f"{show_size(freed)} freed")
 

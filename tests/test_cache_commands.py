@@ -1,0 +1,38 @@
+"""cvfs cache, and what else fills the cache, on a host without a mount: what they say is so."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.command import Command
+from tests.servers import FaultyServer
+from tests.small_store import SmallStore, Tree
+
+TREE: Tree = {b"a/one": b"one", b"a/two": b"two" * 1000, b"b/three": b"three"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SmallStore:
+    (tmp_path / "store").mkdir()
+    store = SmallStore(tmp_path / "store")
+    store.publish(TREE)
+    return store
+
+
+@pytest.fixture
+def server(store: SmallStore) -> Iterator[FaultyServer]:
+    with FaultyServer(store.path) as server:
+        yield server
+
+
+def test_a_wipe_that_is_declined_removes_nothing(cvfs: Command, server: FaultyServer) -> None:
+    cvfs.ok("prefetch", server.url, "-q")
+    declined = subprocess.run(
+        cvfs.line("cache", "wipe"), input=b"n\n", capture_output=True, check=False, env=cvfs.whole_environment
+    )
+    assert declined.returncode == 1
+    assert declined.stderr.endswith(b"nothing was removed\n")
+    assert b"error" not in declined.stderr
+    assert b"fetched 0 bytes" in cvfs.ok("prefetch", server.url)
