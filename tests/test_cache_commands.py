@@ -36,3 +36,11 @@ def test_a_wipe_that_is_declined_removes_nothing(cvfs: Command, server: FaultySe
     assert declined.stderr.endswith(b"nothing was removed\n")
     assert b"error" not in declined.stderr
     assert b"fetched 0 bytes" in cvfs.ok("prefetch", server.url)
+
+
+def test_names_of_what_is_pinned_cannot_upset_a_terminal(cvfs: Command, store: SmallStore) -> None:
+    name = b"\x1b[2J\n\xff"
+    store.publish({name + b"/file": b"file"})
+    cvfs.ok("cache", "pin", store.path.as_uri(), name, "-q")
+    (line,) = [line for line in cvfs.ok("cache", "info").splitlines() if line.startswith(b"pinned")]
+    assert b"\\x1b[2J\\n\\xff of small.example.org: 4 bytes" in line

@@ -81,7 +81,8 @@ def _lines(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     asked = report["hits"] + report["misses"]
     yield "hits", f"{report['hits'] * 100 / asked:.1f} % of {asked:,}" if asked else "nothing was asked for yet"
     for pin in report["pins"]:
-        yield "pinned", f"{pin['path'] or '/'} of {pin['repository']}: {show_size(pin.get('bytes', 0))}"
+        what = terminal.escape(f"{pin['path'] or '/'} of {pin['repository']}")  # a publisher has named them
+        yield "pinned", f"{what}: {show_size(pin.get('bytes', 0))}"
 
 
 def _size(size_bytes: int | None) -> str:
