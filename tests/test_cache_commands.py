@@ -1,11 +1,13 @@
 """cvfs cache, and what else fills the cache, on a host without a mount: what they say is so."""
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cache.disks import needs_root, remount, small_disk
 from tests.command import Command
 from tests.servers import FaultyServer
 from tests.small_store import SmallStore, Tree
@@ -44,3 +46,14 @@ def test_names_of_what_is_pinned_cannot_upset_a_terminal(cvfs: Command, store: S
     cvfs.ok("cache", "pin", store.path.as_uri(), name, "-q")
     (line,) = [line for line in cvfs.ok("cache", "info").splitlines() if line.startswith(b"pinned")]
     assert b"\\x1b[2J\\n\\xff of small.example.org: 4 bytes" in line
+
+
+@needs_root
+def test_what_is_in_a_read_only_cache_is_shown(cvfs: Command, server: FaultyServer) -> None:
+    with small_disk(cvfs.cache, "64m"):
+        cvfs.ok("prefetch", server.url, "-q")
+        before = json.loads(cvfs.ok("cache", "info", "--json"))
+        remount(cvfs.cache, "ro")
+        outcome = cvfs("cache", "info", "--json")
+        assert (outcome.returncode, json.loads(outcome.stdout)) == (0, before)
+        assert all(line.startswith(b"cvfs: warning: ") for line in outcome.stderr.splitlines())

@@ -37,7 +37,8 @@ def command() -> None:
 def info(as_json: bool) -> None:
     """Show what is in the cache, what it may take, and how often mounts found there what they needed."""
     with _opened() as cache:
-        cache.quota.recount()
+        with contextlib.suppress(CacheError):  # it may be read-only: then what was counted before is shown
+            cache.quota.recount()
         report = _info(cache)
     if as_json:
         terminal.print_json(report)
@@ -227,6 +228,7 @@ def _opened() -> Iterator["Cache"]:
     from cvfs.cache import Cache
     from cvfs.cache.space import Limits
 
+    common.setup_quiet_logging()
     settings = common.host_settings()
     with contextlib.closing(Cache(settings.cache, Limits(settings.cache_limit, settings.keep_free))) as cache:
         yield cache
