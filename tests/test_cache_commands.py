@@ -1,7 +1,9 @@
 """cvfs cache, and what else fills the cache, on a host without a mount: what they say is so."""
 
 import json
+import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,3 +59,34 @@ def test_what_is_in_a_read_only_cache_is_shown(cvfs: Command, server: FaultyServ
         outcome = cvfs("cache", "info", "--json")
         assert (outcome.returncode, json.loads(outcome.stdout)) == (0, before)
         assert all(line.startswith(b"cvfs: warning: ") for line in outcome.stderr.splitlines())
+
+
+@pytest.mark.parametrize("is_configured", [True, False])
+def test_what_is_pinned_is_unpinned_without_a_server(
+    cvfs: Command, store: SmallStore, tmp_path: Path, *, is_configured: bool
+) -> None:
+    """By its address, and by its name, configured or not."""
+    file = tmp_path / f"config/repositories.d/{store.name}.toml"
+    file.parent.mkdir(parents=True)
+    cvfs.environment["CVFS_CONFIG"] = str(tmp_path / "config")
+    with FaultyServer(store.path) as server:
+        file.write_text(f'url = "{server.url}/"\n')
+        for path in ("a", "b", "/"):
+            cvfs.ok("cache", "pin", store.name, path, "-q")
+    shutil.rmtree(cvfs.state)  # nor is any revision known
+    if not is_configured:
+        file.unlink()
+    begun = time.monotonic()
+    cvfs.ok("cache", "unpin", server.url, "a")
+    cvfs.ok("cache", "unpin", store.name, "b")
+    assert "'a' of small.example.org is not pinned" in cvfs.refused("cache", "unpin", server.url, "a")
+    cvfs.ok("cache", "unpin", f"{server.url}@7")
+    assert not json.loads(cvfs.ok("cache", "info", "--json"))["pins"]
+    assert time.monotonic() - begun < 20, "nobody was waited for"
+
+
+def test_what_is_pinned_is_unpinned_by_another_address(cvfs: Command, store: SmallStore, server: FaultyServer) -> None:
+    """Which only the repository itself can tell."""
+    cvfs.ok("cache", "pin", server.url, "a", "-q")
+    cvfs.ok("cache", "unpin", store.path, "a")
+    assert "neither configured" in cvfs.refused("cache", "unpin", "unheard.of", "a")

@@ -1,5 +1,6 @@
 """What is behind `cvfs cache pin` and `unpin`."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -15,6 +16,7 @@ from cvfs.errors import CacheFullError, ConfigError
 from cvfs.terminal import show_count, show_size
 
 if TYPE_CHECKING:
+    from cvfs.cache.pins import Pins
     from cvfs.format.tree.lookup import Found
     from cvfs.mount.client import Client
     from cvfs.trees.tally import Tally
@@ -36,10 +38,41 @@ def pin_paths(url: str, paths: Sequence[str], *, quiet: bool) -> None:
 
 
 def unpin_paths(url: str, paths: Sequence[str]) -> None:
-    """Raises ConfigError: one of them is not pinned."""
+    """Raises ConfigError: one of them is not pinned. Asks a server only if no pin says which repository `url` is."""
+    from cvfs.cache.directory import CacheDirectory
+    from cvfs.cache.pins import Pins
+
+    common.setup_quiet_logging()
     url, paths = find_repository(url, paths)
-    location, settings = common.locate(url)
-    common.run(lambda: _unpin(location, settings, paths or ("/",)))
+    pins = Pins(CacheDirectory(common.host_settings().cache))
+    names = _names_pinned(pins, url) or {_name_of(url)}
+    for path in paths or ("/",):
+        removed = [pins.remove(name, _plain(path)) for name in names]
+        if not any(removed):
+            raise ConfigError(f"{path!r} of {', '.join(names)} is not pinned: `cvfs cache info` lists what is")
+
+
+def _names_pinned(pins: "Pins", text: str) -> set[str]:
+    """What the repositories are called that a user may mean who writes `text`, as far as pins tell: by its address,
+    else by its name. It need not be configured any more, nor have a server."""
+    address, found = text, pins.all()
+    with contextlib.suppress(ConfigError):
+        address, _ = common.locate(text)
+    of_address = {pin["repository"] for pin in found if pin["url"].rstrip("/") == address.rstrip("/")}
+    return of_address or {pin["repository"] for pin in found if pin["repository"] == text}
+
+
+def _name_of(text: str) -> str:
+    """The name that the repository has itself, which its pins go by. Raises what `open_repository` does."""
+    location, settings = common.locate(text)
+
+    async def ask() -> str:
+        from cvfs.mount.client import open_repository
+
+        async with open_repository(location, settings, settings.which) as client:
+            return client.repository.manifest.repository
+
+    return common.run(ask)
 
 
 async def _pin(url: str, settings: Settings, paths: Sequence[str], tally: "Tally", expect: Expect) -> None:
@@ -63,16 +96,6 @@ async def _pin(url: str, settings: Settings, paths: Sequence[str], tally: "Tally
         prefetcher = Prefetcher(client.repository, client.fetcher, tally)
         for top in tops:
             await prefetcher.bring(top)
-
-
-async def _unpin(url: str, settings: Settings, paths: Sequence[str]) -> None:
-    from cvfs.mount.client import open_repository
-
-    async with open_repository(url, settings, settings.which) as client:
-        name = client.repository.manifest.repository
-        for path in paths:
-            if not client.cache.quota.pins.remove(name, _plain(path)):
-                raise ConfigError(f"{path!r} of {name} is not pinned: `cvfs cache info` lists what is")
 
 
 def _plain(path: str) -> bytes:
