@@ -25,7 +25,8 @@ _ENDS = struct.Struct("=256I")
 _IDS_AT = len(_MAGIC) + _ENDS.size
 
 About = dict[str, Any]
-"""What a pin is for: "repository", "url", "path", "revision", "files", "bytes"."""
+"""What a pin is for: "repository", "url", "path", "revision", "files", "bytes" of these, "disk_bytes" that all of it
+takes in the cache (missing in those of older versions)."""
 
 
 class Pins:

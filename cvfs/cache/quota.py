@@ -103,6 +103,10 @@ class Quota:
         used, metadata = (sums.total, sums.metadata) if sums.is_known else (None, None)
         return Use(self._disk.limit_with(space, sums.total), used, metadata, space.free, space.keep_free)
 
+    def on_disk(self, size: int) -> int:
+        """What a file of `size` bytes takes of the limit."""
+        return self._disk.on_disk(size)
+
     def status(self) -> dict[str, int | None]:
         """As `use`, for whoever asks a mount; nothing if the disk fails."""
         try:

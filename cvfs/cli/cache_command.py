@@ -71,6 +71,8 @@ def _hits() -> dict[str, int]:
 
 
 def _lines(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from cvfs.cli.pinning import pin_disk_bytes
+
     yield "directory", report["directory"]
     used, limit = report["used_bytes"], report["limit_bytes"]
     yield "used", f"{_size(used)} of {show_size(limit)}" + (f" ({used * 100 / limit:.0f} %)" if used and limit else "")
@@ -83,7 +85,7 @@ def _lines(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "hits", f"{report['hits'] * 100 / asked:.1f} % of {asked:,}" if asked else "nothing was asked for yet"
     for pin in report["pins"]:
         what = terminal.escape(f"{pin['path'] or '/'} of {pin['repository']}")  # a publisher has named them
-        yield "pinned", f"{what}: {show_size(pin.get('bytes', 0))}"
+        yield "pinned", f"{what}: {show_size(pin_disk_bytes(pin))}"
 
 
 def _size(size_bytes: int | None) -> str:

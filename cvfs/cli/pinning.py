@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,9 @@ from cvfs.errors import CacheFullError, ConfigError
 from cvfs.terminal import show_count, show_size
 
 if TYPE_CHECKING:
-    from cvfs.cache.pins import Pins
+    from cvfs.cache.pins import About, Pins
     from cvfs.format.tree.lookup import Found
+    from cvfs.model import BlobRef
     from cvfs.mount.client import Client
     from cvfs.trees.tally import Tally
 
@@ -86,10 +87,10 @@ async def _pin(url: str, settings: Settings, paths: Sequence[str], tally: "Tally
             tops.append(await resolve(client.repository, os.fsencode(path)))
             lists.append(await _list(client, tops[-1]))
         expect(sum(each.size_bytes for each in lists))
-        _check_size(client, {top.record.path for top in tops}, sum(each.size_bytes for each in lists))
+        _check_size(client, {top.record.path for top in tops}, sum(each.disk_bytes for each in lists))
         for top, each in zip(tops, lists, strict=True):
             about = {"url": url, "revision": client.repository.manifest.revision}
-            about |= {"files": each.files, "bytes": each.size_bytes}
+            about |= {"files": each.files, "bytes": each.size_bytes, "disk_bytes": each.disk_bytes}
             name = client.repository.manifest.repository
             client.cache.quota.pins.put(name, top.record.path, each.ids, about)
         client.fetcher.keep_as_files()
@@ -104,24 +105,39 @@ def _plain(path: str) -> bytes:
 
 
 class _List:
-    """The ids of all that it takes to read what is at `top` and below, metadata too."""
+    """The ids of all that it takes to read what is at `top` and below, metadata too, and what that takes on the disk:
+    `on_disk` says it of a file of the cache by its size."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_disk: Callable[[int], int]) -> None:
         self.ids: set[bytes] = set()
-        self.files = self.size_bytes = 0
+        self.files = self.size_bytes = self.disk_bytes = 0
+        self._on_disk = on_disk
 
     def add(self, found: "Found") -> None:
         from cvfs.cache.large import recipe_of
 
         entry, content = found.entry, found.record.content
-        self.ids.add(found.page.id)
+        self.add_pages([found.page])
         if not entry.is_regular:
             return
         self.files += 1
         self.size_bytes += entry.size
-        self.ids.update(page.id for _, page in content.location_pages)
-        is_large = content.location_pages or any(each.chunk_id for each in content.locations)
-        self.ids.add(recipe_of(entry, content) if is_large else entry.content_id)
+        self.add_pages(page for _, page in content.location_pages)
+        if not content.location_pages and not any(each.chunk_id for each in content.locations):
+            self._add(entry.content_id, entry.size)
+            return
+        listed = sum(each.length for each in content.locations)  # the rest is holes, which take no space
+        self._add(recipe_of(entry, content), entry.size if content.location_pages else listed)
+
+    def add_pages(self, pages: "Iterable[BlobRef]") -> None:
+        for page in pages:
+            self._add(page.id, page.stored_size)
+
+    def _add(self, name: bytes, size_bytes: int) -> None:
+        """What many files have alike is in the cache once."""
+        if name not in self.ids:
+            self.ids.add(name)
+            self.disk_bytes += self._on_disk(size_bytes)
 
 
 async def _list(client: "Client", top: "Found") -> _List:
@@ -129,22 +145,29 @@ async def _list(client: "Client", top: "Found") -> _List:
     below it, and above these, may be more than memory holds."""
     from cvfs.trees.walk import list_tree
 
-    found, repository, leaves = _List(), client.repository, set()
-    found.ids.update({repository.manifest.root.id, *client.fetcher.pages_in_memory()})
+    found, repository, leaves = _List(client.cache.quota.on_disk), client.repository, set()
+    on_the_way = client.fetcher.pages_in_memory()
+    found.add_pages([repository.manifest.root])
     async for each in list_tree(repository, top):
         if each.page.id not in leaves:
             leaves.add(each.page.id)
-            above = await repository.bring(partial(repository.pages_above_nowait, each.leaf))
-            found.ids.update(page.id for page in above)
+            found.add_pages(await repository.bring(partial(repository.pages_above_nowait, each.leaf)))
         found.add(each)
+    found.ids.update(on_the_way)  # a few, whose sizes are not known
     return found
 
 
-def _check_size(client: "Client", paths: set[bytes], size_bytes: int) -> None:
+def _check_size(client: "Client", paths: set[bytes], disk_bytes: int) -> None:
+    """Raises CacheFullError: `disk_bytes` more, for these paths, are too much beside what is pinned for others."""
     replaced = {(client.repository.manifest.repository, os.fsdecode(path)) for path in paths}
     others = [pin for pin in client.cache.quota.pins.all() if (pin["repository"], pin["path"]) not in replaced]
-    pinned = sum(pin["bytes"] for pin in others)
+    pinned = sum(pin_disk_bytes(pin) for pin in others)
     most = int(client.cache.quota.use().limit_bytes * PINNED_SHARE)
-    if pinned + size_bytes > most:
-        what = f"{show_size(size_bytes)} more than the {show_size(pinned)} that are pinned"
-        raise CacheFullError(f"cannot pin {what}: at most {show_size(most)} may be; raise --cache-limit")
+    if pinned + disk_bytes > most:
+        what = f"{show_size(disk_bytes)} (on the disk) more than the {show_size(pinned)} that are pinned"
+        raise CacheFullError(f"cannot pin {what}: at most {show_size(most)} may be; raise cache_limit, or name less")
+
+
+def pin_disk_bytes(pin: "About") -> int:
+    """What a pin takes; of one that an older version has made, the bytes of its files."""
+    return int(pin["disk_bytes" if "disk_bytes" in pin else "bytes"])
