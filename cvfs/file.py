@@ -1,7 +1,7 @@
 """The bytes of one regular file."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from operator import attrgetter
 from typing import Final
 
@@ -64,6 +64,20 @@ class File:
         size = self.entry.size if self._page_offsets else listed
         cached = self._fetcher.cached_bytes(Digest(self.entry.content_id), self._recipe)
         return min(100, 100 * cached // size) if size else 100
+
+    async def parts_in_cache(self) -> AsyncIterator[tuple[Digest, Location, bool]]:
+        """All that the file is made of: the name of its file in the cache, a part, and whether the cache has that part.
+        Nothing is verified, and no content is read. Raises what reading metadata raises."""
+        if self._whole is not None:
+            at = self._whole.location
+            yield self._whole.id, at, self._fetcher.keeps_object(self._whole.id, at)
+            return
+        assert self._recipe is not None
+        for number in range(len(self._page_offsets) or 1):
+            for count, at in enumerate(await self._locations(number), 1):
+                if count % _SPELL == 0:
+                    await trio.lowlevel.checkpoint()
+                yield self._recipe, at, self._fetcher.keeps_chunk(self._recipe, at)
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:
         """`length` bytes from `offset` on, fewer at the end of the file. Raises what `Fetcher.piece` does."""

@@ -11,6 +11,8 @@ import pytest
 
 from tests.cache.disks import needs_root, remount, small_disk
 from tests.command import Command
+from tests.e2e.host import Store, trust
+from tests.e2e.zoo import content
 from tests.servers import FaultyServer
 from tests.small_store import SmallStore, Tree
 
@@ -103,3 +105,74 @@ def test_what_is_pinned_counts_by_what_it_takes_on_the_disk(cvfs: Command, store
     assert (pin["files"], pin["bytes"]) == (5000, 5000 * 4096)
     taken = [path.stat().st_blocks * 512 for kind in ("objects", "blobs") for path in cvfs.cache.glob(f"{kind}/??/*")]
     assert 4096 < pin["disk_bytes"] <= sum(taken)
+
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def chunked(cvfs: Command, tmp_path: Path) -> str:
+    """The address of a store with a file of many chunks, and many small files."""
+    cvfs.environment["CVFS_ROOT"] = str(trust().root)
+    (tmp_path / "tree/small").mkdir(parents=True)
+    (tmp_path / "tree/large").write_bytes(content(12 * MIB))
+    for number in range(200):
+        (tmp_path / f"tree/small/{number}").write_bytes(content(16_000 + number))
+    store = Store(tmp_path / "chunked")
+    store.publish(tmp_path / "tree")
+    return store.path.as_uri()
+
+
+@pytest.mark.parametrize("what", ["large", "small", "/"])
+def test_what_is_larger_than_the_cache_is_not_prefetched(cvfs: Command, chunked: str, what: str) -> None:
+    """Its own files would push each other out, and first what others need. That is known before any is fetched."""
+    cvfs.environment["CVFS_CACHE_LIMIT"] = "2 MiB"
+    told = cvfs.refused("prefetch", chunked, what, "--json")
+    assert "no room for" in told
+    assert "raise cache_limit" in told
+    assert not [*cvfs.cache.glob("packs/??/*"), *cvfs.cache.glob("large/??/*")]
+    cvfs.environment["CVFS_CACHE_LIMIT"] = "40 MiB"
+    report = json.loads(cvfs.ok("prefetch", chunked, what, "--json"))
+    assert (report["uncached"], report["uncached_bytes"]) == (0, 0)
+    assert report["files"] == {"large": 1, "small": 200, "/": 201}[what]
+
+
+def test_what_finds_no_room_beside_pins_is_told(cvfs: Command, chunked: str) -> None:
+    cvfs.environment["CVFS_CACHE_LIMIT"] = "20 MiB"
+    cvfs.ok("cache", "pin", chunked, "large", "-q")
+    [large] = cvfs.cache.glob("large/??/*")
+    cvfs.environment["CVFS_CACHE_LIMIT"] = "14 MiB"
+    outcome = cvfs("prefetch", chunked, "small", "--json")
+    report = json.loads(outcome.stdout)
+    assert outcome.returncode == 1
+    assert report["uncached"] == 200 - report["files"] > 100
+    assert report["uncached_bytes"] > 100 * 16_000
+    *_, told = outcome.stderr.decode().splitlines()
+    assert told.startswith(f"cvfs: error: {report['uncached']} files of 200, ")
+    assert "not in the cache" in told
+    assert large.exists()
+
+
+@needs_root
+def test_a_large_file_is_not_there_if_part_of_it_is_missing(cvfs: Command, chunked: str) -> None:
+    hole = ("--punch-hole", "--offset", str(5 * MIB), "--length", str(3 * MIB))
+    with small_disk(cvfs.cache, "64m"):
+        cvfs.ok("prefetch", chunked, "-q")
+        [large] = cvfs.cache.glob("large/??/*")
+        subprocess.run(["fallocate", *hole, large], check=True)
+        assert json.loads(cvfs.ok("prefetch", chunked, "large", "--json"))["fetched_blobs"] > 0
+        subprocess.run(["fallocate", *hole, large], check=True)
+        remount(cvfs.cache, "ro")
+        assert b"cannot be written" in cvfs("prefetch", chunked, "large").stderr
+
+
+@needs_root
+def test_a_read_only_cache_cannot_be_filled(cvfs: Command, store: SmallStore) -> None:
+    url = store.path.as_uri()
+    with small_disk(cvfs.cache, "64m"):
+        cvfs.ok("prefetch", url, "a", "-q")
+        remount(cvfs.cache, "ro")
+        told = cvfs("prefetch", url, "--json")
+        assert (told.returncode, told.stdout) == (1, b"")
+        assert b"cannot be written" in told.stderr.splitlines()[-1]
+        assert json.loads(cvfs("prefetch", url, "a", "--json").stdout)["uncached"] == 0, "there already"

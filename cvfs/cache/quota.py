@@ -41,6 +41,13 @@ class Use(NamedTuple):
     free_bytes: int
     keep_free_bytes: int
 
+    @property
+    def most_bytes(self) -> int:
+        """What the cache could have at most, as its disk is now, if all that it has were evicted before."""
+        if self.used_bytes is None:
+            return self.limit_bytes
+        return max(0, min(self.limit_bytes, self.used_bytes + self.free_bytes - self.keep_free_bytes))
+
 
 class Reservation:
     """Space on `disk` for files that are about to be stored."""

@@ -10,7 +10,7 @@ import click
 
 from cvfs.cli import common
 from cvfs.cli.located import find_repository
-from cvfs.cli.tree_progress import Expect, check, watching
+from cvfs.cli.tree_progress import Expect, check_cached, check_room, watching
 from cvfs.config import Settings
 from cvfs.errors import CacheFullError, ConfigError
 from cvfs.terminal import show_count, show_size
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cvfs.format.tree.lookup import Found
     from cvfs.model import BlobRef
     from cvfs.mount.client import Client
+    from cvfs.trees.prefetching import Stock
     from cvfs.trees.tally import Tally
 
 PINNED_SHARE = 0.75
@@ -27,15 +28,16 @@ PINNED_SHARE = 0.75
 
 
 def pin_paths(url: str, paths: Sequence[str], *, quiet: bool) -> None:
-    """Pin, then bring what is pinned. Raises CacheFullError: it is too much; nothing has changed then."""
+    """Pin, then bring what is pinned. Raises CacheFullError: it is too much; nothing has changed then. PartialError:
+    not all is in the cache."""
     common.setup_quiet_logging()
     url, paths = find_repository(url, paths)
     location, settings = common.locate(url)
     with watching("Fetching", quiet=quiet) as (tally, expect):
-        common.run(lambda: _pin(location, settings, paths or ("/",), tally, expect))
+        stock = common.run(lambda: _pin(location, settings, paths or ("/",), tally, expect))
     if not quiet:
-        click.echo(f"{show_count(tally.files, 'file')}, {show_size(tally.size_bytes)} are pinned")
-    check(tally, "run it again to go on")
+        click.echo(f"{show_count(stock.files, 'file')}, {show_size(stock.size_bytes)} are pinned")
+    check_cached(tally, stock)
 
 
 def unpin_paths(url: str, paths: Sequence[str]) -> None:
@@ -76,9 +78,10 @@ def _name_of(text: str) -> str:
     return common.run(ask)
 
 
-async def _pin(url: str, settings: Settings, paths: Sequence[str], tally: "Tally", expect: Expect) -> None:
+async def _pin(url: str, settings: Settings, paths: Sequence[str], tally: "Tally", expect: Expect) -> "Stock":
+    """What the cache has in the end."""
     from cvfs.mount.client import open_repository
-    from cvfs.trees.prefetching import Prefetcher
+    from cvfs.trees.prefetching import Prefetcher, take_stock
     from cvfs.trees.walk import resolve
 
     async with open_repository(url, settings, settings.which) as client:
@@ -87,16 +90,19 @@ async def _pin(url: str, settings: Settings, paths: Sequence[str], tally: "Tally
             tops.append(await resolve(client.repository, os.fsencode(path)))
             lists.append(await _list(client, tops[-1]))
         expect(sum(each.size_bytes for each in lists))
+        client.fetcher.keep_as_files()
+        stock = await take_stock(client.repository, client.fetcher, tops)
         _check_size(client, {top.record.path for top in tops}, sum(each.disk_bytes for each in lists))
+        check_room(client.cache, stock, sum(each.disk_bytes for each in lists))
         for top, each in zip(tops, lists, strict=True):
             about = {"url": url, "revision": client.repository.manifest.revision}
             about |= {"files": each.files, "bytes": each.size_bytes, "disk_bytes": each.disk_bytes}
             name = client.repository.manifest.repository
             client.cache.quota.pins.put(name, top.record.path, each.ids, about)
-        client.fetcher.keep_as_files()
         prefetcher = Prefetcher(client.repository, client.fetcher, tally)
         for top in tops:
             await prefetcher.bring(top)
+        return await take_stock(client.repository, client.fetcher, tops)
 
 
 def _plain(path: str) -> bytes:

@@ -1,5 +1,6 @@
 """Pages and pieces of one repository by id, from memory, else from the cache, else from a mirror."""
 
+import msgspec
 import trio
 
 from cvfs.cache import Cache
@@ -13,7 +14,7 @@ from cvfs.fetcher.pages import PageMissing, Pages
 from cvfs.fetcher.shared import Budget, Shared
 from cvfs.inodes import Identity, Numbering
 from cvfs.mirrors import Mirrors
-from cvfs.model import Digest
+from cvfs.model import Digest, Location
 
 __all__ = ["INLINE_BYTES", "Budget", "Counters", "Fetcher", "NumberLost", "PageMissing", "Shared"]
 
@@ -50,6 +51,7 @@ class Fetcher:
         self.page, self.touch_pages = self._pages.page, self._pages.touch
         self.page_nowait, self.numbers_nowait = self._pages.page_nowait, self._pages.numbers_nowait
         self.pages_in_memory = self._pages.in_memory
+        self.wait_until_stored = blobs.wait_until_stored
         self.piece, self.piece_nowait = self._packs.piece, self._packs.piece_nowait
 
     def bring_only_what_is_asked(self) -> None:
@@ -72,6 +74,17 @@ class Fetcher:
     def has_pack(self, pack: Digest) -> bool:
         """Whether the cache has a pack as it came, as far as it can be told without reading."""
         return self._cache.packs.stored_bytes(pack) > 0
+
+    def keeps_object(self, content: Digest, at: Location) -> bool:
+        """Whether the cache has a small object, in a pack only where that will do; told without reading."""
+        is_file = self._cache.objects.stored_bytes(content) == at.length
+        return is_file or (self._keeper.keeps_packs and self.has_pack(at.pack.id))
+
+    def keeps_chunk(self, recipe: Digest, at: Location) -> bool:
+        """Whether the cache has a chunk of a large object, told without reading: by its middle, as the blocks at its
+        ends may be there for the chunks beside it."""
+        middle = msgspec.structs.replace(at, object_offset=at.object_offset + at.length // 2, length=1)
+        return self._cache.large.has_data(recipe, middle)
 
     def place_of(self, inode: int) -> Place | None:
         """Where the record with this inode number stands, in this repository; None if no page taken in lists it."""

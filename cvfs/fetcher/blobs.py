@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -54,6 +54,8 @@ class Blobs:
         self._threads = trio.CapacityLimiter(_THREADS)
         self._keepers = trio.CapacityLimiter(_KEEPERS)
         self._quiet_until = 0.0
+        self._stores_under_way = 0
+        self._all_stored = trio.lowlevel.ParkingLot()
 
     def deadline(self) -> float:
         """Of what is begun now, on trio's clock."""
@@ -91,6 +93,17 @@ class Blobs:
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         return await trio.to_thread.run_sync(work, *args, limiter=self._threads)
 
+    def store_soon(self, store: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Begin a task that puts into the cache what was fetched."""
+        self._stores_under_way += 1
+        self.nursery.start_soon(self._storing, store, args)
+
+    async def wait_until_stored(self) -> None:
+        """Return when nothing is on its way into the cache; what did not get there was counted as uncached."""
+        await trio.lowlevel.checkpoint()
+        while self._stores_under_way:
+            await self._all_stored.park()
+
     async def keep(self, work: Callable[..., T], *args: Any) -> T | None:
         """What `work` returns, which puts into the cache what was fetched; None if it cannot, which harms nobody.
 
@@ -103,6 +116,14 @@ class Blobs:
         except Exception as error:  # noqa: BLE001 - nobody waits for it
             self.degraded(error)
         return None
+
+    async def _storing(self, store: Callable[..., Awaitable[None]], args: tuple[Any, ...]) -> None:
+        try:
+            await store(*args)
+        finally:
+            self._stores_under_way -= 1
+            if not self._stores_under_way:
+                self._all_stored.unpark_all()
 
     def degraded(self, error: Exception) -> None:
         """The disk failed: say so once a minute, and go on without it. What is no CacheError is a bug, told as one."""

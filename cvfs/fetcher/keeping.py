@@ -39,7 +39,7 @@ class Keeper:
         else:
             pack.is_stored = True
             pack.stores_under_way += 1
-            self._blobs.nursery.start_soon(self._store_pack, pack, stored, done)
+            self._blobs.store_soon(self._store_pack, pack, stored, done)
 
     def keep_pieces(self, pack: Pack, piece: Piece, around: Around, done: Callable[[], None]) -> None:
         """Put a piece, and what else is in its pack, into the cache; then call `done`."""
@@ -48,7 +48,7 @@ class Keeper:
         else:
             parts = pack.begin_to_keep([piece, *around.same_pack()])
             pack.stores_under_way += 1
-            self._blobs.nursery.start_soon(self._store_pieces, pack, parts, done)
+            self._blobs.store_soon(self._store_pieces, pack, parts, done)
 
     def tell(self, wrong: list[IntegrityError]) -> None:
         """Log pieces whose bytes do not have the id that the publisher gave them: nobody else can mend them."""

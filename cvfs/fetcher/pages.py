@@ -99,7 +99,7 @@ class Pages:
             held.callback(await blobs.make_room(self._under_way, ref, deadline))
             stored = await blobs.fetch(ref, deadline)
             known = await blobs.in_thread(self._take_in, ref, stored, "a mirror")
-            blobs.nursery.start_soon(self._keep, ref, stored, held.pop_all().close)
+            blobs.store_soon(self._keep, ref, stored, held.pop_all().close)
         return known
 
     async def _keep(self, ref: BlobRef, stored: bytes, done: Callable[[], None]) -> None:

@@ -1,5 +1,6 @@
 """A tree brought into the cache before it is used."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import trio
@@ -36,6 +37,50 @@ async def measure(repository: Repository, top: Found) -> Extent:
             files += 1
             size_bytes += found.entry.size
     return Extent(files, size_bytes)
+
+
+class Stock(NamedTuple):
+    """How much of some trees the cache has: of `files`, `lacking_files` are not whole in it, and lack `lacking_bytes`.
+
+    What there is takes at least `disk_bytes` there, if it is brought as it comes: the bytes of large files, and packs.
+    """
+
+    files: int
+    size_bytes: int
+    lacking_files: int
+    lacking_bytes: int
+    disk_bytes: int
+
+
+async def take_stock(repository: Repository, fetcher: Fetcher, tops: Iterable[Found]) -> Stock:
+    """What the cache has of what is at `tops` and below; metadata is not counted, but is in the cache afterwards.
+    Nothing is verified. Raises what reading metadata raises."""
+    await fetcher.wait_until_stored()
+    files = size_bytes = lacking_files = lacking_bytes = 0
+    sizes: dict[bytes, int] = {}
+    for top in tops:
+        async for found in list_tree(repository, top):
+            if found.entry.is_regular:
+                lacking = await _lacking(File(found, fetcher), sizes)
+                files, size_bytes = files + 1, size_bytes + found.entry.size
+                lacking_files, lacking_bytes = lacking_files + (lacking > 0), lacking_bytes + lacking
+    return Stock(files, size_bytes, lacking_files, lacking_bytes, sum(sizes.values()))
+
+
+async def _lacking(file: File, sizes: dict[bytes, int]) -> int:
+    """How many bytes of a file the cache lacks; what `sizes` is told takes space there, each large file and pack once.
+
+    A small file that is there may be a file by itself, for which nothing is told.
+    """
+    lacking = listed = 0
+    async for name, at, is_there in file.parts_in_cache():
+        lacking += 0 if is_there else at.length
+        if at.chunk_id:
+            listed += at.length
+            sizes[name] = listed
+        elif not is_there:
+            sizes[at.pack.id] = at.pack.stored_size
+    return lacking
 
 
 class Prefetcher:
