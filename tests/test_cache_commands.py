@@ -112,7 +112,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def chunked(cvfs: Command, tmp_path: Path) -> str:
-    """The address of a store with a file of many chunks, and many small files."""
+    """The address of a store with a file of many chunks, and small files of 3.2 MB."""
     cvfs.environment["CVFS_ROOT"] = str(trust().root)
     (tmp_path / "tree/small").mkdir(parents=True)
     (tmp_path / "tree/large").write_bytes(content(12 * MIB))
@@ -126,7 +126,7 @@ def chunked(cvfs: Command, tmp_path: Path) -> str:
 @pytest.mark.parametrize("what", ["large", "small", "/"])
 def test_what_is_larger_than_the_cache_is_not_prefetched(cvfs: Command, chunked: str, what: str) -> None:
     """Its own files would push each other out, and first what others need. That is known before any is fetched."""
-    cvfs.environment["CVFS_CACHE_LIMIT"] = "2 MiB"
+    cvfs.environment["CVFS_CACHE_LIMIT"] = "4 MB"
     told = cvfs.refused("prefetch", chunked, what, "--json")
     assert "no room for" in told
     assert "raise cache_limit" in told
@@ -176,3 +176,49 @@ def test_a_read_only_cache_cannot_be_filled(cvfs: Command, store: SmallStore) ->
         assert (told.returncode, told.stdout) == (1, b"")
         assert b"cannot be written" in told.stderr.splitlines()[-1]
         assert json.loads(cvfs("prefetch", url, "a", "--json").stdout)["uncached"] == 0, "there already"
+
+
+def test_a_limit_that_is_too_small_is_refused(cvfs: Command, store: SmallStore) -> None:
+    cvfs.environment["CVFS_CACHE_LIMIT"] = "1 MB"
+    for command in (("prefetch", store.path.as_uri()), ("cache", "info"), ("ls", store.path.as_uri())):
+        told = cvfs.refused(*command)
+        assert told == "a cache_limit of 1,000,000 bytes is too small to keep anything: make it 4 MB or more"
+    findings = {each["test"]: each for each in json.loads(cvfs("doctor", "--json").stdout)["findings"]}
+    assert (findings["space"]["state"], findings["space"]["says"]) == ("failed", told)
+
+
+def test_what_is_small_but_not_refused_keeps_something(cvfs: Command, store: SmallStore) -> None:
+    store.publish({b"%d" % number: b"%05d" % number * 800 for number in range(400)})
+    cvfs.environment["CVFS_CACHE_LIMIT"] = "4 MB"
+    report = json.loads(cvfs.ok("prefetch", store.path.as_uri(), "--json"))
+    assert (report["files"], report["uncached"]) == (400, 0)
+
+
+def test_the_limit_is_never_negative(cvfs: Command, store: SmallStore, tmp_path: Path) -> None:
+    """Of a small disk a share may be less than the inode index takes."""
+    cvfs.ok("prefetch", store.path.as_uri(), "-q")
+    cvfs.environment["CVFS_CACHE_LIMIT"] = "0.0001 %"
+    assert json.loads(cvfs.ok("cache", "info", "--json"))["limit_bytes"] == 0
+    assert b"of 0 bytes" in cvfs.ok("cache", "info")
+
+
+def test_a_disk_that_has_no_room_is_told(cvfs: Command, store: SmallStore) -> None:
+    """It keeps nothing: all mounts work, and are slow."""
+    cvfs.environment["CVFS_KEEP_FREE"] = "900 TB"
+    info = cvfs.ok("cache", "info").decode()
+    assert "less than the" in info
+    assert "nothing more is cached" in info
+    assert json.loads(cvfs.ok("cache", "info", "--json"))["gives_way"] is True
+    findings = {each["test"]: each for each in json.loads(cvfs("doctor", "--json").stdout)["findings"]}
+    assert findings["space"]["state"] == "warning"
+    assert "nothing more is cached" in findings["space"]["says"]
+    assert "lower keep_free" in findings["space"]["remedy"]
+
+
+@needs_root
+def test_a_mount_whose_disk_has_no_room_says_so(cvfs: Command, store: SmallStore) -> None:
+    (cvfs.top / "mnt").mkdir()
+    cvfs.ok("mount", store.path, cvfs.top / "mnt", "--keep-free", "900 TB")
+    assert b"no room on disk" in cvfs.ok("status")
+    assert cvfs.status(cvfs.top / "mnt")["cache"]["gives_way"] is True
+    cvfs.ok("umount", cvfs.top / "mnt")

@@ -42,6 +42,16 @@ class Use(NamedTuple):
     keep_free_bytes: int
 
     @property
+    def gives_way(self) -> bool:
+        """Whether less is free on the disk than is left to others: the cache does not grow then, and shrinks where it
+        has what may go."""
+        return self.free_bytes < self.keep_free_bytes
+
+    def shown(self) -> dict[str, int | None]:
+        """All of it by name."""
+        return {**self._asdict(), "gives_way": self.gives_way}
+
+    @property
     def most_bytes(self) -> int:
         """What the cache could have at most, as its disk is now, if all that it has were evicted before."""
         if self.used_bytes is None:
@@ -117,7 +127,7 @@ class Quota:
     def status(self) -> dict[str, int | None]:
         """As `use`, for whoever asks a mount; nothing if the disk fails."""
         try:
-            return {**self.use()._asdict(), "evicted_bytes": self.evictor.evicted_bytes}
+            return {**self.use().shown(), "evicted_bytes": self.evictor.evicted_bytes}
         except CacheError:
             return {}
 

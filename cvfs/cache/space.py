@@ -5,10 +5,16 @@ import time
 from typing import NamedTuple
 
 from cvfs.cache.directory import CacheDirectory, as_cache_error
+from cvfs.errors import ConfigError
 
 DEFAULT_LIMIT_BYTES = 20_000_000_000
 DEFAULT_SHARE = 0.8
 """Of what would be free without the cache, if that is less."""
+
+LEAST_LIMIT_BYTES = 4_000_000
+"""What a limit must be for anything to be cached: the inode index begins with 1.1 MB, and of the rest a quarter is for
+pages; what is left has room for one batch of small files, or the largest pack of them, of 2 MiB. A large file's largest
+chunks, of 4 MiB, fit in 7 MB."""
 
 _METADATA_PART = 4
 """The limit divided by this is what pages may take before unneeded ones are evicted. Of a whole repository pages are
@@ -23,6 +29,18 @@ class Limits(NamedTuple):
 
     cache_limit: int | float | None = None
     keep_free: int | float = 0.05
+
+    def kept_free(self, size: int) -> int:
+        """What is left to others of a disk of `size` bytes."""
+        return _part(self.keep_free, size)
+
+    def check(self) -> "Limits":
+        """Themselves. Raises ConfigError: nothing could be kept within them."""
+        said = self.cache_limit
+        if isinstance(said, int) and said < LEAST_LIMIT_BYTES:
+            what = f"a cache_limit of {said:,} bytes is too small to keep anything"
+            raise ConfigError(f"{what}: make it {LEAST_LIMIT_BYTES // 1_000_000} MB or more")
+        return self
 
 
 class Space(NamedTuple):
@@ -55,7 +73,7 @@ class Disk:
         size, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
         said = self._limits.cache_limit
         limit = DEFAULT_LIMIT_BYTES if said is None else _part(said, size)
-        return Space(size, free, limit - self._index_bytes(), _part(self._limits.keep_free, size))
+        return Space(size, free, max(0, limit - self._index_bytes()), self._limits.kept_free(size))
 
     def limit_with(self, space: Space, used: int) -> int:
         """The limit of a cache that has `used` bytes: by default a share of what would be free without it."""

@@ -53,7 +53,7 @@ def _info(cache: "Cache") -> dict[str, Any]:
     files = {kind: list(list_all(cache.directory.path, kind)) for kind in _KINDS}
     return {
         "directory": str(cache.directory.path),
-        **cache.quota.use()._asdict(),
+        **cache.quota.use().shown(),
         **{kind: {"files": len(found), "bytes": disk_bytes(found)} for kind, found in files.items()},
         "pins": cache.quota.pins.all(),
         **_hits(),
@@ -80,7 +80,11 @@ def _lines(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         found = report[kind]
         yield what, f"{show_size(found['bytes'])} in {show_count(found['files'], 'file')}"
     free, kept = report["free_bytes"], report["keep_free_bytes"]
-    yield "free on its disk", f"{show_size(free)}, of which {show_size(kept)} are left to others"
+    if report["gives_way"]:
+        yield "free on its disk", f"{show_size(free)}, less than the {show_size(kept)} that are left to others"
+        yield "problem", "nothing more is cached: free some of its disk, or lower keep_free"
+    else:
+        yield "free on its disk", f"{show_size(free)}, of which {show_size(kept)} are left to others"
     asked = report["hits"] + report["misses"]
     yield "hits", f"{report['hits'] * 100 / asked:.1f} % of {asked:,}" if asked else "nothing was asked for yet"
     for pin in report["pins"]:
@@ -232,5 +236,6 @@ def _opened() -> Iterator["Cache"]:
 
     common.setup_quiet_logging()
     settings = common.host_settings()
-    with contextlib.closing(Cache(settings.cache, Limits(settings.cache_limit, settings.keep_free))) as cache:
+    limits = Limits(settings.cache_limit, settings.keep_free).check()
+    with contextlib.closing(Cache(settings.cache, limits)) as cache:
         yield cache

@@ -82,7 +82,8 @@ def _hit_ratio(fetcher: dict[str, int]) -> str:
 
 def _cache_use(cache: dict[str, Any]) -> str:
     used, limit = cache.get("used_bytes"), cache.get("limit_bytes")
-    return f"{used / limit:.0%} of {terminal.show_size(limit)}" if used is not None and limit else ""
+    text = f"{used / limit:.0%} of {terminal.show_size(limit)}" if used is not None and limit else ""
+    return f"{text}, no room on disk".removeprefix(", ") if cache.get("gives_way") else text
 
 
 def _span(span_s: float) -> str:

@@ -199,7 +199,7 @@ async def bring_root(repository: Repository, url: str, deadline_s: float) -> Non
 
 @contextlib.contextmanager
 def _cache(settings: Settings) -> Iterator[Cache]:
-    cache = Cache(settings.cache, Limits(settings.cache_limit, settings.keep_free))
+    cache = Cache(settings.cache, Limits(settings.cache_limit, settings.keep_free).check())
     try:
         yield cache
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 
 from cvfs.cache.directory import CacheDirectory
+from cvfs.cache.space import Limits
 from cvfs.config import Settings
 from cvfs.errors import ConfigError, CvfsError, MountError
 from cvfs.fuse import kernel
@@ -35,7 +36,7 @@ def examine_host(settings: Settings) -> Iterator[Finding]:
     yield _look_at_fuse_conf()
     yield _found("runtime directory", partial(_try_runtime, settings))
     yield _found("cache", partial(_try_cache, settings.cache))
-    yield _look_at_space(settings.cache)
+    yield _look_at_space(settings)
     yield _look_at_state(settings.state)
     yield from _look_at_mounts(Runtime(settings.runtime))
 
@@ -110,12 +111,19 @@ def _try_cache(path: Path) -> str:
     return f"{path} can be written"
 
 
-def _look_at_space(path: Path) -> Finding:
+def _look_at_space(settings: Settings) -> Finding:
+    path, limits = settings.cache, Limits(settings.cache_limit, settings.keep_free)
     try:
-        free = shutil.disk_usage(path).free
+        limits.check()
+        total, _, free = shutil.disk_usage(path)
+    except ConfigError as error:
+        return failed("space", str(error), "raise cache_limit")
     except OSError as error:
         return failed("space", f"{path}: {error.strerror}", "name another with --cache")
-    says = f"{free / (1 << 30):.1f} GiB are free for {path}"
+    says, kept = f"{free / (1 << 30):.1f} GiB are free for {path}", limits.kept_free(total)
+    if free < kept:
+        says += f", but keep_free leaves {kept / (1 << 30):.1f} GiB to others: nothing more is cached"
+        return Finding("space", "warning", says, "free some, lower keep_free, or name another disk with --cache")
     if free < _LEAST_FREE_BYTES:
         return Finding("space", "warning", says, "free some, or name another disk with --cache")
     return Finding("space", "ok", says)
