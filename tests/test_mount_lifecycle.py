@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ import pytest
 from cvfs.cache.directory import LAYOUT
 from cvfs.format.manifest import encode_manifest
 from cvfs.mount.logs import Recent
+from cvfs.mount.place import find_place
 from cvfs.mount.point import is_dead
 from cvfs.mount.request import may_allow_other
 from cvfs.mount.runtime import Runtime, ask
@@ -91,6 +92,56 @@ def test_options_of_mount(cvfs: Command, server: FaultyServer, mnt: Path) -> Non
     (line,) = [line.split() for line in Path("/proc/mounts").read_text().splitlines() if f" {mnt} " in line]
     assert not {"nosuid", "nodev", "allow_other"} & set(line[3].split(","))
     cvfs.ok("umount", mnt)
+
+
+@pytest.mark.parametrize("engine", ["channel", "pyfuse3"])
+def test_mount_on_a_symbolic_link(cvfs: Command, server: FaultyServer, mnt: Path, engine: str) -> None:
+    """What it leads to is the mount point: the kernel lists it by no other name."""
+    near, far = mnt.with_name("near"), mnt.with_name("far")
+    near.symlink_to("mnt")
+    far.symlink_to(near)
+    for link in (f"{far}/", near, f"{mnt}/../far"):
+        cvfs.ok("mount", server.url, link, "--engine", engine)
+        assert cvfs.mounts() == [mnt]
+        assert (far / "a/hello.txt").read_bytes() == b"hello\n"
+        assert f"already mounted on {mnt}" in cvfs.refused("mount", server.url, far)
+        cvfs.ok("umount", near)
+    cvfs.ok("mount", "--all", far, "--engine", engine)
+    cvfs.ok("umount", mnt)
+    assert not cvfs.leftovers()
+
+
+def test_links_in_a_circle_are_refused(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    round_, and_round = mnt.with_name("round"), mnt.with_name("and round")
+    round_.symlink_to(and_round)
+    and_round.symlink_to(round_)
+    assert "too many symbolic links" in cvfs.refused("mount", server.url, round_)
+    assert "symbolic links" in cvfs.refused("mount", server.url, round_ / "below")
+
+
+def test_what_is_mounted_behind_a_link_is_not_asked(
+    cvfs: Command, server: FaultyServer, mnt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hang: then any question would be the last. A dead mount there is taken away, as everywhere."""
+    cvfs.ok("mount", server.url, mnt)
+    link = mnt.with_name("link")
+    link.symlink_to(mnt)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "readlink", _only(os.readlink, link))
+        assert find_place(link) == mnt
+    cvfs.kill_all(cvfs.status(mnt)["pid"])
+    outcome = cvfs("mount", server.url, link)
+    assert outcome.returncode == 0, outcome
+    assert (mnt / "a/hello.txt").read_bytes() == b"hello\n"
+    cvfs.ok("umount", mnt)
+
+
+def _only(function: Callable[[Path], str], allowed: Path) -> Callable[[Path], str]:
+    def checked(path: Path) -> str:
+        assert path == allowed
+        return function(path)
+
+    return checked
 
 
 def test_older_revision_is_mounted(cvfs: Command, server: FaultyServer, mnt: Path) -> None:

@@ -11,6 +11,7 @@ from cvfs.cli import common
 from cvfs.errors import ConfigError
 from cvfs.mount.ahead import BegunServer
 from cvfs.mount.logs import log_name
+from cvfs.mount.place import find_place
 from cvfs.mount.request import (
     MountRequest,
     apply_options,
@@ -64,7 +65,7 @@ def _request_one(url: str, directory: Path | None, options: Sequence[str]) -> Mo
         raise click.UsageError("Missing argument 'DIRECTORY'.")
     location, settings = common.configuration(settings_among(options)).locate(url)
     source = url if settings.url or "://" in url else ""
-    return MountRequest(location, _resolve(directory), settings, source=source)
+    return MountRequest(location, find_place(directory), settings, source=source)
 
 
 def _request_all(source: str, directory: Path, options: Sequence[str]) -> MountRequest:
@@ -74,13 +75,7 @@ def _request_all(source: str, directory: Path, options: Sequence[str]) -> MountR
     settings = common.configuration(said).settings()
     if settings.which is not None:
         raise ConfigError("a revision is one of a repository: pin it in its file of the configuration")
-    return MountRequest("", _resolve(directory), settings, source=source, all=True, options=said)
-
-
-def _resolve(directory: Path) -> Path:
-    """The canonical path, found without asking what is mounted there: that may hang, or be dead."""
-    absolute = directory.absolute()
-    return absolute.parent.resolve() / absolute.name if absolute.name != ".." else absolute.resolve()
+    return MountRequest("", find_place(directory), settings, source=source, all=True, options=said)
 
 
 def _open_log(log_file: Path | None, request: MountRequest) -> int:

@@ -15,6 +15,7 @@ from cvfs.cli import common
 from cvfs.config import Settings
 from cvfs.config.settings import TABLE
 from cvfs.errors import ConfigError, CvfsError
+from cvfs.mount.place import find_place
 from cvfs.rootless.namespaces import die_with_parent
 from cvfs.rootless.root import BASE
 from cvfs.rootless.session import Session, run_session
@@ -91,9 +92,14 @@ def _parse(text: str) -> tuple[str, Path]:
     """URL[:DIR]: the repository, and the directory to mount it on."""
     url, colon, directory = text.rpartition(":")
     if colon and directory.startswith("/") and not directory.startswith("//"):
-        return url, Path(os.path.normpath(directory))
+        return url, _place(Path(os.path.normpath(directory)))
     called = text.partition("@")[0]
     return text, BASE / (called if common.configuration().has(called) else _name_of(text))
+
+
+def _place(directory: Path) -> Path:
+    """What is below `BASE` on the host is out of sight by then: no link there counts."""
+    return directory if BASE in (directory, *directory.parents) else find_place(directory)
 
 
 def _name_of(text: str) -> str:

@@ -110,6 +110,17 @@ def test_repositories_by_name_by_tag_and_all(plain: Plain, served: Server) -> No
     assert outcome.stdout == f"two\ndown.example.org\n{NAME}\n".encode()
 
 
+def test_a_directory_that_is_a_link(plain: Plain, served: Server) -> None:
+    """Where it leads to is where it is mounted, and two on one directory are two however they are spelled."""
+    (plain.home / "led to").mkdir()
+    link = plain.home / "link"
+    link.symlink_to("led to")
+    script = f"cat '{plain.home}/led to/hello' {link}/hello"
+    assert plain(*RUN, f"{served.url}:{link}", "--", "sh", "-c", script).stdout == b"two\n" * 2
+    both = (f"{served.url}:{link}", f"{served.url}@v1:{plain.home}/led to")
+    assert "two repositories" in error_line(plain(*RUN, *both, "--", "true", check=False))
+
+
 @pytest.mark.usefixtures("served")
 def test_a_store_beside_the_caller(plain: Plain) -> None:
     """Relative paths mean what they mean to the caller, and a user may bring his own directory to mount on."""
