@@ -1,5 +1,6 @@
 """What both command lines share: errors in one line, sizes and times for people, results on stdout alone."""
 
+import io
 import json
 import os
 import sys
@@ -39,6 +40,7 @@ def run(command: click.Command, program: str, arguments: list[str] | None = None
 
     Exit status: 0 success, 1 an error, 2 wrong usage, 130 interrupted, 141 the reader of the results has gone.
     """
+    _print_any_path()
     try:
         status = command.main(arguments, prog_name=program, standalone_mode=False, obj=given)
     except click.exceptions.Exit as error:
@@ -56,6 +58,12 @@ def run(command: click.Command, program: str, arguments: list[str] | None = None
     except (KeyboardInterrupt, click.Abort):
         status = _fail(program, "interrupted", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _print_any_path() -> None:
+    """A path that is not UTF-8 comes out as it is, as it would in the C locale: by default Python refuses."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def _fail(program: str, text: str, status: int = 1) -> int:

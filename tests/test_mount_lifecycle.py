@@ -403,6 +403,51 @@ def test_interrupted_mount_leaves_nothing(cvfs: Command, server: FaultyServer, m
     assert not cvfs.leftovers()
 
 
+# Paths that are not UTF-8
+
+
+@pytest.mark.parametrize("engine", ["channel", "pyfuse3"])
+def test_paths_need_not_be_text(cvfs: Command, server: FaultyServer, mnt: Path, tmp_path: Path, engine: str) -> None:
+    """A mount point, a cache, a log, metrics: all that is said of them says so, and as bytes where that is text."""
+    odd, cache, metrics = (tmp_path / os.fsdecode(name) for name in (b"mm\xe9", b"c\xe9", b"metrics\xe9"))
+    odd.mkdir()
+    options = ("--cache", cache, "--log-file", tmp_path / "log\udce9", "--metrics", f"textfile:{metrics}")
+    cvfs.ok("mount", server.url, odd, "--engine", engine, *options)
+    assert (odd / "a/hello.txt").read_bytes() == b"hello\n"
+    assert cvfs.status(odd)["mountpoint"] == str(odd)
+    assert cvfs.status(odd)["cache"]["directory"] == str(cache)
+    assert b"mm\\xe9" in cvfs.ok("status")
+    for words in (("status", odd), ("refresh", odd), *([("reload", odd)] if engine == "channel" else [])):
+        assert os.fsencode(odd) in cvfs.ok(*words)
+    assert b"mm\\xe9: ok" in cvfs("doctor").stdout
+    wait_until(metrics.exists)
+    assert b"mm\\\\xe9" in metrics.read_bytes()
+    cvfs.ok("umount", odd)
+    assert b"mounted revision 2" in (tmp_path / "log\udce9").read_bytes()
+    assert os.fsencode(cache) in cvfs.ok("cache", "info", "--cache", cache)
+    (lock,) = cvfs.runtime.glob("metrics-*.lock")  # which stays, for who exports next
+    lock.unlink()
+    assert "already mounted on" not in cvfs.refused("mount", server.url, odd / "no\udcff")
+
+
+@pytest.mark.parametrize("engine", ["channel", "pyfuse3"])
+def test_service_manager_is_told_of_a_path_that_is_no_text(
+    cvfs: Command, server: FaultyServer, mnt: Path, engine: str
+) -> None:
+    odd = mnt / os.fsdecode(b"mm\xe9")
+    odd.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(cvfs.top / "notify"))
+        manager.settimeout(SECONDS)
+        cvfs.environment |= {"NOTIFY_SOCKET": str(cvfs.top / "notify"), "CVFS_LOG_FORMAT": "json"}
+        with cvfs.start("mount", "--all", odd, "--foreground", "--engine", engine, stderr=subprocess.PIPE) as process:
+            assert manager.recv(1000).decode().startswith("READY=1\nSTATUS=serving 0 repositories on ")
+            process.terminate()
+            _, log = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0
+    assert str(odd) in json.loads(log.splitlines()[0])["message"]
+
+
 # The daemon
 
 

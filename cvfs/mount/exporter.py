@@ -53,7 +53,7 @@ async def export(address: str, runtime: Runtime) -> None:
 @asynccontextmanager
 async def _turn(address: str, runtime: Runtime) -> AsyncIterator[None]:
     """Wait until this process is the one that answers, and be it. Raises OSError: the runtime directory is gone."""
-    name = f"metrics-{hashlib.sha256(address.encode()).hexdigest()[:16]}.lock"
+    name = f"metrics-{hashlib.sha256(os.fsencode(address)).hexdigest()[:16]}.lock"
     descriptor = os.open(runtime.directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         await _lock(descriptor)

@@ -13,7 +13,8 @@ def notify(*lines: str) -> None:
     if address[0] == "@":
         address = "\0" + address[1:]
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.sendto("\n".join(lines).encode(), address)
+        # systemd drops what is not UTF-8, as a path may be.
+        sender.sendto("\n".join(lines).encode(errors="backslashreplace"), address)
 
 
 def watchdog_s() -> float | None:

@@ -1,5 +1,6 @@
 """What a user asks for with `cvfs mount`."""
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,12 +50,14 @@ class MountRequest(msgspec.Struct, frozen=True):
 
 
 def encode_request(request: MountRequest) -> str:
-    """In JSON, for another process."""
-    return msgspec.json.encode(request, enc_hook=os.fspath).decode("utf-8", "surrogateescape")
+    """In JSON, for another process. Not msgspec's own, which refuses paths that are not UTF-8; here each byte that is
+    not becomes half a character, as in Python's own texts."""
+    return json.dumps(msgspec.to_builtins(request, enc_hook=os.fspath))
 
 
 def decode_request(text: str) -> MountRequest:
-    return msgspec.json.decode(text, type=MountRequest, dec_hook=lambda kind, value: kind(value))
+    """Raises msgspec.ValidationError: it is not of `encode_request`."""
+    return msgspec.convert(json.loads(text), type=MountRequest, str_keys=True, dec_hook=lambda kind, value: kind(value))
 
 
 def settings_among(options: Iterable[str]) -> dict[str, Any]:
