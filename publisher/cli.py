@@ -13,6 +13,7 @@ import msgspec
 from cvfs import __version__, terminal
 from cvfs.errors import ConfigError
 from cvfs.model import Manifest
+from cvfs.streams import complete_streams
 from cvfs.terminal import escape, show_count, show_size
 from publisher.graft import parse_path
 from publisher.history_cli import diff_command, gc_command, rollback_command
@@ -293,6 +294,7 @@ def _revision_json(manifest: Manifest) -> dict[str, object]:
 
 def main() -> NoReturn:
     """The entry point of the command."""
+    complete_streams()
     try:
         terminal.run(cli, _PROGRAM)
     finally:

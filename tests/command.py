@@ -63,6 +63,11 @@ class Command:
         assert line.startswith("cvfs: error: ")
         return line.removeprefix("cvfs: error: ")
 
+    def closed(self, closed: str, *arguments: str | bytes | Path) -> subprocess.CompletedProcess[bytes]:
+        """Run it to its end as a shell does with `closed`: "<&-" without standard input, ">&-" without output..."""
+        line = ["sh", "-c", f'exec "$@" {closed}', "sh", *self.line(*arguments)]
+        return subprocess.run(line, check=False, env=self.whole_environment, capture_output=True, timeout=DEADLINE_S)
+
     def start(self, *arguments: str | bytes | Path, **options: Any) -> subprocess.Popen[bytes]:
         """Run it beside the test."""
         return subprocess.Popen(self.line(*arguments), env=self.whole_environment, **options)

@@ -136,3 +136,19 @@ def test_failure_in_the_foreground(cvfs: Command, store: SmallStore, mnt: Path, 
     line = cvfs.refused("mount", "--foreground", "--engine", engine, store.path, mnt / "nowhere")
     assert "make it first" in line
     assert not cvfs.leftovers()
+
+
+@needs_fuse
+@pytest.mark.parametrize("engine", ["channel", "pyfuse3"])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(cvfs: Command, store: SmallStore, mnt: Path, closed: str, engine: str) -> None:
+    """What is opened first must not get the number of one, and be closed where the server lets go of the terminal."""
+    outcome = cvfs.closed(closed, "mount", "--engine", engine, store.path, mnt)
+    assert (outcome.returncode, outcome.stdout, outcome.stderr) == (0, b"", b"")
+    assert (mnt / "hello").read_bytes() == b"hello\n"
+    status = cvfs.status(mnt)
+    streams = [os.readlink(f"/proc/{status['pid']}/fd/{number}") for number in range(3)]
+    assert streams == ["/dev/null", status["log"], status["log"]]
+    cvfs.ok("umount", mnt)
+    outcome = cvfs.closed(closed, "mount", "--engine", engine, store.path, mnt / "nowhere")
+    assert (outcome.returncode, b"make it first" in outcome.stderr) == (1, "2>" not in closed)

@@ -40,6 +40,16 @@ def store(tmp_path: Path) -> SmallStore:
     return store
 
 
+@pytest.mark.parametrize(
+    ("closed", "printed"), [("<&-", b"old\n"), (">&-", b""), ("2>&-", b"old\n"), ("<&- >&- 2>&-", b"")]
+)
+def test_closed_streams(cvfs: Command, store: SmallStore, closed: str, printed: bytes) -> None:
+    outcome = cvfs.closed(closed, "ls", "--revision", "1", store.path)
+    assert (outcome.returncode, outcome.stdout, outcome.stderr) == (0, printed, b"")
+    outcome = cvfs.closed(closed, "ls", store.path, "none")
+    assert (outcome.returncode, outcome.stderr.count(b"\n")) == (1, int("2>" not in closed))
+
+
 def test_ls_lists_by_name(cvfs: Command, store: SmallStore) -> None:
     assert cvfs.ok("ls", store.path, "a") == b"b\nlink\nup\n"
     assert cvfs.ok("ls", store.path, "-0") == b"\0".join([b"a", b"empty", b"into", b"loop", ODD, b"out", b"z"]) + b"\0"

@@ -4,9 +4,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from cvfs.streams import complete_streams
+
 
 def main(arguments: Sequence[str] | None = None, program: str = "cvfs") -> NoReturn:
     """The entry point: never a traceback for a user's mistake. `arguments` are those of the process by default."""
+    complete_streams()
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] != ["mount"]:
         _run(words, program, None)

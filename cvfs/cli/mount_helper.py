@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from cvfs import cli
+from cvfs.streams import complete_streams
 
 _WRONG_USAGE = 1
 _FAILED = 32
@@ -19,6 +20,7 @@ _FAILED = 32
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Mount, and return when the mount can be used."""
+    complete_streams()
     try:
         options, words = getopt.gnu_getopt(list(sys.argv[1:] if arguments is None else arguments), "sfnvo:t:N:")
         if len(words) != 2 or any(name == "-N" for name, _ in options):

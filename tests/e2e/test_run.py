@@ -130,6 +130,13 @@ def test_a_store_beside_the_caller(plain: Plain) -> None:
     assert list(mine.iterdir()) == []
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(plain: Plain, served: Server, closed: str) -> None:
+    script = f"{plain_words(served, 'cat', '/sw/hello')} {closed}"
+    outcome = plain("sh", "-c", script)
+    assert (outcome.stdout, outcome.stderr) == (b"" if " >" in f" {closed}" else b"two\n", b"")
+
+
 def test_no_code_of_the_directory_runs(plain: Plain, served: Server) -> None:
     directory = plain.home / "modules"
     directory.mkdir()

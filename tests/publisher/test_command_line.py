@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cvfs import __version__
 from publisher.check import CheckReport
 from publisher.cli import cli
 from publisher.threads import Threads
-from tests.publisher.stores import Store, error_line, run
+from tests.publisher.stores import Store, command, environment, error_line, run
 from tests.trees import File, Link, Symlink, make_tree
 
 
@@ -34,6 +35,20 @@ def _json(*arguments: str | Path) -> dict[str, Any]:
     assert (result.returncode, result.stderr) == (0, "")
     report: dict[str, Any] = json.loads(result.stdout)
     return report
+
+
+def test_closed_streams(store: Store, tree: Path) -> None:
+    line = command("publish", store.path, tree, "--state", tree.with_name("state"))
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        outcome = subprocess.run(
+            ["sh", "-c", f'exec "$@" {closed}', "sh", *line],
+            env=environment(),
+            capture_output=True,
+            check=False,
+            timeout=30,
+        )
+        assert (outcome.returncode, outcome.stderr) == (0, b""), outcome
+        assert bool(outcome.stdout) == (" >" not in f" {closed}")
 
 
 def test_from_nothing_to_two_revisions(tmp_path: Path, tree: Path) -> None:
