@@ -40,6 +40,12 @@ def store(tmp_path: Path) -> SmallStore:
     return store
 
 
+def test_proxies_are_wanted_as_the_option_has_them(cvfs: Command, store: SmallStore) -> None:
+    outcome = cvfs("ls", "--proxies", "127.0.0.1:3128", store.path)
+    assert outcome.returncode == 2
+    assert b"wanted groups of proxies like http://a:3128|http://b:3128;DIRECT, not '127.0.0.1:3128'" in outcome.stderr
+
+
 @pytest.mark.parametrize(
     ("closed", "printed"), [("<&-", b"old\n"), (">&-", b""), ("2>&-", b"old\n"), ("<&- >&- 2>&-", b"")]
 )

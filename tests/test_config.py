@@ -168,6 +168,28 @@ def test_mistakes_in_environment_and_options_say_so() -> None:
         _read(deadline_s="x")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        (
+            "proxies",
+            "127.0.0.1:3128",
+            "groups of proxies like http://a:3128|http://b:3128;DIRECT, not '127.0.0.1:3128'",
+        ),
+        ("mirrors", "server", "an address like http://server/path, not 'server'"),
+        ("uid_map", "/none", "the name of a file with two ids a line, like 1000 0, not '/none' (cannot read /none:"),
+        ("domains", "example.org", "a domain and an address, like example.org=http://server/{name}, not 'example.org'"),
+        ("variables", "COMPILER", "a name and a text, like COMPILER=gcc, not 'COMPILER'"),
+    ],
+)
+def test_what_is_wanted_is_said_as_options_and_variables_are_written(name: str, text: str, wanted: str) -> None:
+    """Not as a file has it: there the same would be refused."""
+    for said in ({"environment": {f"CVFS_{name.upper()}": text}}, {name: (text,) if TABLE[name].is_list else text}):
+        with pytest.raises(ConfigError) as caught:
+            _read(**said)
+        assert f"{name}: wanted {wanted}" in str(caught.value)
+
+
 def test_mistake_in_one_repository_costs_no_other(etc: Path) -> None:
     (etc / "repositories.d" / f"{NAME}.toml").write_text("url = 7\n")
     (etc / "repositories.d" / "b.example.org.toml").write_text("url = 'http://b'\ncache = '/c'\n")

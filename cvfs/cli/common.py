@@ -55,8 +55,7 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Non
     try:
         kind.parse(value, Path.cwd())
     except ValueError as error:
-        reason = f" ({error})" if error.args else ""
-        raise click.BadParameter(f"wanted {kind.wanted}, not {value!r}{reason}") from None
+        raise click.BadParameter(kind.complain(value, error, in_file=False)) from None
     context.meta.setdefault(_OPTIONS, {})[parameter.name] = value
 
 

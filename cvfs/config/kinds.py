@@ -31,11 +31,21 @@ OTHERS = -1
 
 
 class Kind(NamedTuple):
-    """A way to write values: `wanted` completes "wanted ..." in an error, `metavar` stands in --help."""
+    """A way to write values: `wanted` completes "wanted ..." in an error, `metavar` stands in --help.
+
+    `wanted_text` does of an option or a variable of the environment, where that is written otherwise than in a file.
+    """
 
     wanted: str
     parse: Parser
     metavar: str
+    wanted_text: str = ""
+
+    def complain(self, value: Any, error: ValueError, *, in_file: bool) -> str:
+        """What to say of a value that the parser refused with `error`."""
+        wanted = self.wanted if in_file else self.wanted_text or self.wanted
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        return f"wanted {wanted}, not {shown!r}" + (f" ({error})" if error.args else "")
 
 
 def _path(value: Any, base: Path) -> Path:
@@ -270,7 +280,7 @@ def one_of(*words: str) -> Kind:
 
 
 PATH = Kind("a path", _path, "PATH")
-PATHS = Kind("a list of directories", _paths, "DIRS")
+PATHS = Kind("a list of directories", _paths, "DIRS", "directories, separated by colons")
 TEXT = Kind("a text", _text, "TEXT")
 SWITCH = Kind("true or false", _switch, "")
 SECONDS = Kind("seconds, at least 0.1 (or a text like '5 min')", _seconds, "SECONDS")
@@ -280,11 +290,28 @@ INSTANT = Kind("a date or time in ISO 8601, like 2026-05-01 or 2026-05-01T12:00:
 WORKERS = Kind(f"a number from 1 to {MAX_WORKERS}", _workers, "NUMBER")
 SIZE_OR_SHARE = Kind("bytes, a text like '20 GB', or a share like '80 %'", _size_or_share, "SIZE")
 ADDRESS = Kind("an address like http://server/path", _address, "URL")
-ADDRESSES = Kind("a list of addresses like http://server/path", _addresses, "URL")
-PROXIES = Kind("groups of proxies like [['http://a:3128', 'http://b:3128'], ['DIRECT']]", _proxies, "GROUPS")
+ADDRESSES = Kind("a list of addresses like http://server/path", _addresses, "URL", "an address like http://server/path")
+PROXIES = Kind(
+    "groups of proxies like [['http://a:3128', 'http://b:3128'], ['DIRECT']]",
+    _proxies,
+    "GROUPS",
+    "groups of proxies like http://a:3128|http://b:3128;DIRECT",
+)
 USER = Kind("a user's number or name", _user, "USER")
 GROUP = Kind("a group's number or name", _group, "GROUP")
-ID_MAP = Kind("a table of ids, like {1000 = 0, '*' = 65534}, or the name of a file of such lines", _id_map, "FILE")
+ID_MAP = Kind(
+    "a table of ids, like {1000 = 0, '*' = 65534}, or the name of a file of such lines",
+    _id_map,
+    "FILE",
+    "the name of a file with two ids a line, like 1000 0",
+)
 METRICS = Kind("unix:PATH, textfile:PATH or HOST:PORT", _metrics_address, "ADDRESS")
-DOMAINS = Kind("a table of addresses by domain, like {'example.org' = 'http://server/{name}'}", _domains, "DOMAIN=URL")
-VARIABLES = Kind("a table of texts by name, like {COMPILER = 'gcc'}", _variables, "NAME=TEXT")
+DOMAINS = Kind(
+    "a table of addresses by domain, like {'example.org' = 'http://server/{name}'}",
+    _domains,
+    "DOMAIN=URL",
+    "a domain and an address, like example.org=http://server/{name}",
+)
+VARIABLES = Kind(
+    "a table of texts by name, like {COMPILER = 'gcc'}", _variables, "NAME=TEXT", "a name and a text, like COMPILER=gcc"
+)

@@ -218,9 +218,8 @@ def _parse(setting: Setting, value: Any, base: Path, origin: Origin) -> Any:
     try:
         return setting.kind.parse(value, base)
     except ValueError as error:
-        reason = f" ({error})" if error.args else ""
-        where = origin.describe(setting.name)
-        raise ConfigError(f"{where}: {setting.name}: wanted {setting.kind.wanted}, not {value!r}{reason}") from None
+        complaint = setting.kind.complain(value, error, in_file=origin.path is not None)
+        raise ConfigError(f"{origin.describe(setting.name)}: {setting.name}: {complaint}") from None
 
 
 def _similar(name: str) -> str:
