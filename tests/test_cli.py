@@ -176,7 +176,7 @@ def test_cp_goes_into_a_directory(cvfs: Command, store: SmallStore) -> None:
 
 
 def test_cp_says_why_not(cvfs: Command, store: SmallStore) -> None:
-    assert cvfs.refused("cp", store.path, "a", cvfs.top / "x") == "Is a directory: 'a: use -r'"
+    assert cvfs.refused("cp", store.path, "a", cvfs.top / "x") == "a is a directory: copy it with all below it by -r"
     missing = cvfs.top / "missing/x"
     assert cvfs.refused("cp", store.path, "empty", missing) == f"No such file or directory: '{missing}'"
     (cvfs.top / "file").touch()

@@ -1,6 +1,5 @@
 """cvfs cp."""
 
-import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,7 @@ import click
 from cvfs.cli import common
 from cvfs.cli.tree_progress import check, watching
 from cvfs.config import Settings
-from cvfs.errors import PathError
+from cvfs.errors import ConfigError
 
 if TYPE_CHECKING:
     from cvfs.format.tree.lookup import Found
@@ -51,7 +50,7 @@ async def _copy(url: str, settings: Settings, path: str, target: str, recursive:
     async with open_repository(url, settings, settings.which) as client:
         found = await resolve(client.repository, os.fsencode(path), follow=not recursive)
         if found.entry.is_directory and not recursive:
-            raise PathError(errno.EISDIR, f"{path}: use -r")
+            raise ConfigError(f"{path} is a directory: copy it with all below it by -r")
         copier = Copier(client.repository, client.fetcher, tally)
         await copier.copy(found, _target_of(found, os.fsencode(target)))
 

@@ -93,8 +93,15 @@ def _parse(text: str) -> tuple[str, Path]:
     url, colon, directory = text.rpartition(":")
     if colon and directory.startswith("/") and not directory.startswith("//"):
         return url, _place(Path(os.path.normpath(directory)))
+    if colon and not os.path.isdir(text) and _is_known(url):
+        raise ConfigError(f"{text}: the directory to mount on has to begin with a slash, not be {directory!r}")
     called = text.partition("@")[0]
     return text, BASE / (called if common.configuration().has(called) else _name_of(text))
+
+
+def _is_known(url: str) -> bool:
+    """Whether it is sure that this names a repository, without asking a server."""
+    return any(os.path.isdir(each) or common.configuration().has(each) for each in (url, url.partition("@")[0]))
 
 
 def _place(directory: Path) -> Path:

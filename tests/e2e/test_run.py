@@ -130,6 +130,15 @@ def test_a_store_beside_the_caller(plain: Plain) -> None:
     assert list(mine.iterdir()) == []
 
 
+def test_a_directory_that_is_relative(plain: Plain, served: Server) -> None:
+    """It is what is wrong, not the repository."""
+    (plain.home / ".config/cvfs/repositories.d/near.example.org.toml").write_text(f'url = "{served.url}"\n')
+    for text in ("near.example.org:mine", "near.example.org@v1:mine", f"{plain.top}/store:mine", "near.example.org:"):
+        line = error_line(plain(*RUN, text, "--", "true", check=False))
+        wrong = text.rpartition(":")[2]
+        assert line == f"cvfs: error: {text}: the directory to mount on has to begin with a slash, not be {wrong!r}"
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams(plain: Plain, served: Server, closed: str) -> None:
     script = f"{plain_words(served, 'cat', '/sw/hello')} {closed}"
