@@ -1,10 +1,11 @@
 """What both command lines share: errors in one line, sizes and times for people, results on stdout alone."""
 
+import errno
 import io
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
@@ -42,7 +43,10 @@ def run(command: click.Command, program: str, arguments: list[str] | None = None
     """
     _print_any_path()
     try:
-        status = command.main(arguments, prog_name=program, standalone_mode=False, obj=given)
+        try:
+            status = command.main(arguments, prog_name=program, standalone_mode=False, obj=given)
+        finally:
+            _flush()
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.UsageError as error:
@@ -51,10 +55,12 @@ def run(command: click.Command, program: str, arguments: list[str] | None = None
     except click.ClickException as error:
         status = _fail(program, error.format_message())
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed is not missed
+        _drop(sys.stdout)
         status = BROKEN_PIPE
-    except (CvfsError, OSError) as error:
+    except CvfsError as error:
         status = _fail(program, str(error))
+    except OSError as error:
+        status = _fail(program, _describe(error))
     except (KeyboardInterrupt, click.Abort):
         status = _fail(program, "interrupted", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
@@ -66,9 +72,46 @@ def _print_any_path() -> None:
         sys.stdout.reconfigure(errors="surrogateescape")
 
 
+def _flush() -> None:
+    """Write the results while what is wrong can still be told. Raises OSError: they cannot be written."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop(sys.stdout)
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def _drop(stream: TextIO) -> None:
+    """What is still to be flushed is not missed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _describe(error: OSError) -> str:
+    """In words, and with what it is about: Python's own text begins with a number."""
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {reason}"
+    if error.errno == errno.ENOENT and not _has_directory():
+        return "the current directory is gone: go to one that is there"
+    return reason
+
+
+def _has_directory() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
 def _fail(program: str, text: str, status: int = 1) -> int:
     line = " ".join(text.split())
-    click.echo(f"{program}: error: {line}", err=True)
+    try:
+        click.echo(f"{program}: error: {line}", err=True)
+    except OSError:  # nobody can be told
+        _drop(sys.stderr)
     return status
 
 

@@ -47,6 +47,38 @@ def test_proxies_are_wanted_as_the_option_has_them(cvfs: Command, store: SmallSt
 
 
 @pytest.mark.parametrize(
+    "words",
+    [("ls",), ("ls", "-l"), ("cat", ODD), ("cat", "a/b/hello.txt"), ("config", "show"), ("status", "--json")],
+)
+def test_output_that_cannot_be_written_is_told(
+    cvfs: Command, store: SmallStore, words: tuple[str | bytes, ...]
+) -> None:
+    cvfs.environment["PYTHONUNBUFFERED"] = ""  # else it is told without saying of what
+    line = [words[0], store.path, *words[1:]] if words[0] in ("ls", "cat") else words
+    outcome = cvfs.closed("> /dev/full", *line)
+    assert (outcome.returncode, outcome.stderr) == (1, b"cvfs: error: standard output: No space left on device\n")
+    assert cvfs.closed("> /dev/full 2>&1", *line).returncode == 1
+
+
+def test_current_directory_that_is_gone(cvfs: Command, store: SmallStore, tmp_path: Path) -> None:
+    """It is told where it is needed, and only there."""
+    gone = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && "
+    for line, status, told in (
+        (cvfs.line("ls", store.path, "--cache", tmp_path / "c"), 0, b""),
+        (cvfs.line("ls", store.path, "--cache", "c"), 1, b"cvfs: error: the current directory is gone: go to"),
+        (cvfs.line("status", "mnt"), 1, b"cvfs: error: the current directory is gone: go to"),
+    ):
+        (tmp_path / "gone").mkdir()
+        outcome = subprocess.run(
+            ["sh", "-c", f'{gone} exec "$@"', "sh", *line],
+            check=False,
+            env=cvfs.whole_environment,
+            capture_output=True,
+        )
+        assert (outcome.returncode, outcome.stderr[: len(told) or None]) == (status, told)
+
+
+@pytest.mark.parametrize(
     ("closed", "printed"), [("<&-", b"old\n"), (">&-", b""), ("2>&-", b"old\n"), ("<&- >&- 2>&-", b"")]
 )
 def test_closed_streams(cvfs: Command, store: SmallStore, closed: str, printed: bytes) -> None:

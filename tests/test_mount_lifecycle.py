@@ -403,6 +403,19 @@ def test_interrupted_mount_leaves_nothing(cvfs: Command, server: FaultyServer, m
     assert not cvfs.leftovers()
 
 
+def test_mount_from_a_directory_that_is_gone(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
+    """What is mounted where is said without it."""
+    script = f'mkdir {cvfs.top}/gone && cd {cvfs.top}/gone && rmdir {cvfs.top}/gone && exec "$@"'
+    for options in ((), ("--engine", "pyfuse3"), ("--ca", "ca.pem")):
+        line = ["sh", "-c", script, "sh", *cvfs.line("mount", server.url, mnt, *options)]
+        outcome = subprocess.run(line, check=False, env=cvfs.whole_environment, capture_output=True, timeout=40)
+        if "--ca" in options:
+            assert outcome.stderr.startswith(b"cvfs: error: the current directory is gone")
+        else:
+            assert (outcome.returncode, outcome.stderr) == (0, b"")
+            cvfs.ok("umount", mnt)
+
+
 # Paths that are not UTF-8
 
 

@@ -2,14 +2,13 @@
 
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from cvfs import terminal
 from cvfs.config import Configuration, Settings, read_configuration
-from cvfs.config.kinds import SWITCH
+from cvfs.config.kinds import HERE, SWITCH
 from cvfs.config.settings import TABLE, Setting
 
 T = TypeVar("T")
@@ -53,7 +52,7 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Non
         return
     kind = TABLE[parameter.name].kind
     try:
-        kind.parse(value, Path.cwd())
+        kind.parse(value, HERE)
     except ValueError as error:
         raise click.BadParameter(kind.complain(value, error, in_file=False)) from None
     context.meta.setdefault(_OPTIONS, {})[parameter.name] = value
@@ -112,5 +111,10 @@ def printable(name: bytes, *, escape: bool) -> bytes:
 
 
 def write_out(data: bytes | bytearray | memoryview) -> None:
-    """To standard output, whole. Raises BrokenPipeError when the reader has gone."""
-    sys.stdout.buffer.write(data)
+    """To standard output, whole. Raises BrokenPipeError when the reader has gone, and OSError."""
+    try:
+        sys.stdout.buffer.write(data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None

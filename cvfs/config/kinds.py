@@ -1,7 +1,7 @@
 """How the values of settings are written: in TOML, or as the text of an option or a variable of the environment.
 
 A parser takes either form, and the directory from which a relative path counts; it raises ValueError for what it
-cannot use, with a text that adds to what the kind says is wanted, or none.
+cannot use, with a text that adds to what the kind says is wanted, or none. OSError: there is no current directory.
 """
 
 import os
@@ -25,6 +25,9 @@ _HOST_AND_PORT = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):\d{1,5}"
 _DOMAIN = r"[a-z0-9][a-z0-9.-]*"
 
 MAX_WORKERS = 16
+
+HERE = Path()
+"""The current directory, to count paths from. It may be gone, which matters only if a path is relative."""
 
 OTHERS = -1
 """In a map of ids: every id that it does not name."""
@@ -56,7 +59,7 @@ def _path(value: Any, base: Path) -> Path:
     except RuntimeError as error:  # no such user
         raise ValueError from error
     # Not resolved: what a link leads to may change.
-    return Path(os.path.normpath(base / home))
+    return Path(os.path.normpath((base / home).absolute()))
 
 
 def _paths(value: Any, base: Path) -> tuple[Path, ...]:

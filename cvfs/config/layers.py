@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cvfs.config.kinds import HERE
 from cvfs.config.settings import TABLE, Setting, Settings
 from cvfs.errors import ConfigError
 from cvfs.which import split_address
@@ -201,7 +202,7 @@ def _of_environment(environment: Mapping[str, str]) -> Layer:
         text = environment.get(setting.variable) if setting.variable else None
         if text:
             origin = Origin(f"environment {setting.variable}")
-            layer[setting.name] = _parse(setting, text, Path.cwd(), origin), origin
+            layer[setting.name] = _parse(setting, text, HERE, origin), origin
     return layer
 
 
@@ -210,7 +211,7 @@ def _of_options(options: Mapping[str, Any]) -> Layer:
     for name, value in options.items():
         setting = TABLE[name]
         origin = Origin(f"option {setting.option}" if setting.option else "option")
-        layer[name] = _parse(setting, value, Path.cwd(), origin), origin
+        layer[name] = _parse(setting, value, HERE, origin), origin
     return layer
 
 
