@@ -72,7 +72,7 @@ def _same_environment_everywhere(tmp_path_factory: pytest.TempPathFactory, _in_m
             patch.delenv(name)
         for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
-        patch.setenv("CVFS_CONFIG", os.environ["XDG_CONFIG_HOME"] + "/cvfs")  # nothing of this host
+        patch.setenv("CVFS_CONFIG", str(tmp_path_factory.mktemp("cvfs_config")))  # nothing of this host
         # As where it is installed. Without bytecode each of a thousand commands would compile the whole program.
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         yield

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cvfs.config import Settings
 from cvfs.config.kinds import OTHERS
-from cvfs.config.layers import Configuration, config_directories
+from cvfs.config.layers import Configuration, config_directories, read_configuration
 from cvfs.config.notation import toml_of, write_file, write_line
 from cvfs.config.settings import TABLE
 from cvfs.config.toml_file import line_of
@@ -168,6 +168,15 @@ def test_mistakes_in_environment_and_options_say_so() -> None:
         _read(deadline_s="x")
 
 
+def test_id_that_is_mapped_twice_is_a_mistake(etc: Path) -> None:
+    for text, where in (("1000 0\n01000 1\n", ":2: 01000 is there twice"), ("* 0\n\n* 1", r":3: \* is there twice")):
+        (etc / "ids").write_text(text)
+        with pytest.raises(ConfigError, match=f"config.toml:1: gid_map: wanted .*{etc}/ids{where}"):
+            _of("gid_map = 'ids'", etc)
+    with pytest.raises(ConfigError, match=r"config.toml:1: uid_map: wanted .*01000 is there twice"):
+        _of("uid_map = {1000 = 0, 01000 = 1}", etc)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "wanted"),
     [
@@ -232,6 +241,19 @@ def test_directories_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatc
     assert config_directories() == [Path("/etc/cvfs"), Path("/x/cvfs")]
     monkeypatch.delenv("XDG_CONFIG_HOME")
     assert config_directories()[1] == Path.home() / ".config/cvfs"
+
+
+def test_directory_that_is_named_has_to_be_there(monkeypatch: pytest.MonkeyPatch, etc: Path) -> None:
+    """Else what is configured would be missing, and nobody would know why. Where none is named there need be none."""
+    monkeypatch.setenv("CVFS_CONFIG", f"{etc}:{etc}/none")
+    with pytest.raises(ConfigError, match=f"no directory {etc}/none, which CVFS_CONFIG names"):
+        read_configuration()
+    read_configuration(to_write=True)
+    monkeypatch.setenv("CVFS_CONFIG", f"{etc}:")
+    read_configuration()
+    monkeypatch.delenv("CVFS_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", f"{etc}/none")
+    read_configuration()
 
 
 def test_repositories_of_a_domain_need_no_file(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:

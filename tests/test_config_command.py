@@ -34,7 +34,7 @@ def test_add_makes_the_name_do_for_the_address(cvfs: Command, store: SmallStore,
     store.root.unlink()  # the environment of `cvfs` would name it
     assert "no root of trust" in cvfs.refused("config", "add", store.path)
     assert "has no root with the SHA-256" in cvfs.refused("config", "add", "--root-sha256", "0" * 64, store.path)
-    assert cvfs.ok("config", "list") == b""
+    assert cvfs.refused("config", "list") == f"there is no directory {tmp_path}/etc, which CVFS_CONFIG names"
     file = tmp_path / f"etc/repositories.d/{NAME}.toml"
     said = cvfs.ok("config", "add", "--root-sha256", root, "--refresh", "2 min", store.path)
     assert said.decode() == f"{NAME}: {file}\n"

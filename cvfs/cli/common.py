@@ -65,9 +65,12 @@ mount_options = setting_options(*(setting.name for setting in TABLE.values() if 
 """What a mount has: every setting there is."""
 
 
-def configuration(more: Mapping[str, Any] = NOTHING) -> Configuration:
-    """All layers of settings, with the options of the command that is being run, and `more`. Raises ConfigError."""
-    return read_configuration({**options_said(), **more})
+def configuration(more: Mapping[str, Any] = NOTHING, *, to_write: bool = False) -> Configuration:
+    """All layers of settings, with the options of the command that is being run, and `more`. Raises ConfigError.
+
+    `to_write`: the command may make the directory of its files.
+    """
+    return read_configuration({**options_said(), **more}, to_write=to_write)
 
 
 def options_said() -> dict[str, Any]:

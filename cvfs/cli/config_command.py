@@ -95,7 +95,7 @@ def add(url: str, no_check: bool, replace: bool) -> None:
     All options given here are written too. The root of trust that the repository was found to have is pinned.
     """
     location = address_of(url)
-    settings = common.configuration({"url": location}).settings()
+    settings = common.configuration({"url": location}, to_write=True).settings()
     said = {name: _plain(getattr(settings, name)) for name in ("url", *common.options_said())}
     if no_check:
         name = settings.name or _name_in(location)

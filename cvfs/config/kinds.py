@@ -211,18 +211,29 @@ def _group_named(name: str) -> int:
 def _id_map(value: Any, base: Path) -> dict[int, int]:
     """A table, or the name of a file with a line "FROM TO" for each; FROM "*" is every other id."""
     if isinstance(value, str | Path):
-        value = _read_id_map(_path(value, base))
+        return _read_id_map(_path(value, base))
     if not isinstance(value, dict):
         raise ValueError
-    return {OTHERS if key == "*" else _number(key): _number(to) for key, to in value.items()}
+    found: dict[int, int] = {}
+    for key, to in value.items():
+        _add_id(found, key, to, "")
+    return found
+
+
+def _add_id(found: dict[int, int], key: Any, to: Any, where: str) -> None:
+    """Raises ValueError also for an id that is in the map already: nobody can know which of the two is meant."""
+    number = OTHERS if key == "*" else _number(key)
+    if number in found:
+        raise ValueError(f"{where}{key} is there twice")
+    found[number] = _number(to)
 
 
 def _number(value: Any) -> int:
     return _id(value, int)
 
 
-def _read_id_map(path: Path) -> dict[str, str]:
-    found = {}
+def _read_id_map(path: Path) -> dict[int, int]:
+    found: dict[int, int] = {}
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -232,7 +243,7 @@ def _read_id_map(path: Path) -> dict[str, str]:
         if len(words) not in (0, 2):
             raise ValueError(f"{path}:{number} is not two ids")
         if words:
-            found[words[0]] = words[1]
+            _add_id(found, words[0], words[1], f"{path}:{number}: ")
     return found
 
 

@@ -130,12 +130,18 @@ def address_of(text: str, names: Sequence[str] = ()) -> str:
     return path.absolute().as_uri()
 
 
-def read_configuration(options: Mapping[str, Any] | None = None) -> Configuration:
+def read_configuration(options: Mapping[str, Any] | None = None, *, to_write: bool = False) -> Configuration:
     """The configuration that a command goes by; `options` are settings by name, as texts or values.
 
-    $CVFS_CONFIG names directories, parted by ":", instead of /etc/cvfs and $XDG_CONFIG_HOME/cvfs. Raises ConfigError.
+    $CVFS_CONFIG names directories, parted by ":", instead of /etc/cvfs and $XDG_CONFIG_HOME/cvfs. Raises ConfigError:
+    also where one that it names is not there, unless it is `to_write`, and may be made then.
     """
-    return Configuration(config_directories(), os.environ, options or {})
+    directories = config_directories()
+    if "CVFS_CONFIG" in os.environ and not to_write:
+        for directory in directories:
+            if not os.path.isdir(directory):
+                raise ConfigError(f"there is no directory {directory}, which CVFS_CONFIG names")
+    return Configuration(directories, os.environ, options or {})
 
 
 def config_directories() -> list[Path]:
