@@ -20,10 +20,12 @@ def test_what_is_installed_is_removed_again(cvfs: Command, tmp_path: Path) -> No
     files = {path for path in prefix.rglob("*") if path.is_file()}
     assert set(printed) == files
     units = {path.name for path in (ROOT / "contrib/systemd").iterdir()}
-    assert {path.name for path in files} >= units | {"mount.cvfs", "cvfs.8", "cvfs", "_cvfs", "cvfs.fish"}
-    assert all(stat.S_IMODE(path.stat().st_mode) == (0o755 if path.name == "mount.cvfs" else 0o644) for path in files)
+    helpers = {"mount.cvfs", "mount.fuse.cvfs"}
+    assert {path.name for path in files} >= units | helpers | {"cvfs.8", "cvfs", "_cvfs", "cvfs.fish"}
+    assert all(stat.S_IMODE(path.stat().st_mode) == (0o755 if path.name in helpers else 0o644) for path in files)
     _check_units(prefix / "etc/systemd/system")
-    _check_helper(prefix / "sbin/mount.cvfs", tmp_path)
+    for name in helpers:
+        _check_helper(prefix / "sbin" / name, tmp_path)
     _check_completion(prefix / "usr/share/bash-completion/completions/cvfs")
     assert "\n.SH CVFS MOUNT\n" in (prefix / "usr/local/share/man/man8/cvfs.8").read_text()
     assert cvfs.ok("setup", "--prefix", prefix).count(b"\n") == len(files)  # again, as after an upgrade
@@ -50,6 +52,7 @@ def _check_helper(helper: Path, directory: Path) -> None:
         (["-N", "x", "a", "b"], 1, "wanted SPEC DIRECTORY"),
         (["--nonsense"], 1, "option --nonsense not recognized"),
         (["nowhere", "/", "-o", "rw"], 32, "neither configured"),
+        (["nowhere", "/", "-s", "-o", "user_id=0,nonsense,remount", "-t", "fuse.cvfs"], 32, "cannot be changed while"),
         (["nowhere", "/", "-f", "-v", "-o", "anything"], 0, ""),
     ):
         outcome = subprocess.run(

@@ -18,8 +18,9 @@ from cvfs.errors import ConfigError
 _MARK = "Made by `cvfs setup`"
 """In every file, so that no other is overwritten or removed."""
 
-_HELPER = "sbin/mount.cvfs"
-"""Below the prefix. mount(8) looks nowhere else."""
+_HELPERS = ("sbin/mount.cvfs", "sbin/mount.fuse.cvfs")
+"""Below the prefix. mount(8) looks nowhere else. The second is for mounts that are there: it takes their type from the
+kernel, and would run the helper of FUSE, which knows nothing of cvfs."""
 
 _UNITS = "etc/systemd/system"
 _MANUAL = "usr/local/share/man/man8/cvfs.8"
@@ -40,7 +41,8 @@ def install(prefix: Path) -> list[Path]:
             raise ConfigError(f"{path} is there, and is not from `cvfs setup`: move it away first")
     for path, text in files.items():
         write_atomically(path, text.encode())
-    (prefix / _HELPER).chmod(0o755)
+    for name in _HELPERS:
+        (prefix / name).chmod(0o755)
     return list(files)
 
 
@@ -59,7 +61,9 @@ def _is_ours(path: Path) -> bool:
 def _files() -> Iterator[tuple[str, str]]:
     """Names below the prefix, and what the files say."""
     helper = _python("cvfs.cli.mount_helper")
-    yield _HELPER, f'#!/bin/sh\n# {_MARK}: what mount(8) runs for the type cvfs.\nexec {helper} "$@"\n'
+    for name in _HELPERS:
+        kind = name.partition(".")[2]
+        yield name, f'#!/bin/sh\n# {_MARK}: what mount(8) runs for the type {kind}.\nexec {helper} "$@"\n'
     for unit in sorted(_contributed("systemd").iterdir()):
         yield f"{_UNITS}/{unit.name}", f"# {_MARK}.\n{_with_absolute_commands(unit.read_text('utf-8'))}"
     yield _MANUAL, "".join(_manual())

@@ -17,6 +17,7 @@ from cvfs.mount.request import (
     apply_options,
     encode_request,
     is_of_all,
+    refuse_remount,
     settings_among,
 )
 
@@ -46,6 +47,7 @@ def command(
 
     With --all there is no URL: DIRECTORY/NAME is each repository that is configured, opened when it is first used.
     """
+    refuse_remount(options)
     if every or is_of_all(options):
         request = _request_all("" if directory is None else url, Path(url) if directory is None else directory, options)
     else:

@@ -2,7 +2,8 @@
 
     mount.cvfs SPEC DIRECTORY [-sfnv] [-o OPTIONS] [-t TYPE]
 
-SPEC is the name of a configured repository, or an address. `cvfs setup` installs it as /sbin/mount.cvfs.
+SPEC is the name of a configured repository, or an address. `cvfs setup` installs it as /sbin/mount.cvfs, and as
+/sbin/mount.fuse.cvfs, which is what mount(8) runs for a mount that is there already.
 """
 
 import getopt

@@ -26,6 +26,7 @@ _IGNORED = {"ro", "default_permissions", "noatime", "nodiratime", "relatime"} | 
     # These are for mount(8) and systemd.
     *("defaults", "auto", "noauto", "nofail", "_netdev", "user", "users", "nouser")
 }
+_REMOUNT = "remount"
 
 
 class MountRequest(msgspec.Struct, frozen=True):
@@ -83,6 +84,13 @@ def _words(options: Iterable[str]) -> list[str]:
     return [word.strip() for text in options for word in text.split(",") if word.strip()]
 
 
+def refuse_remount(options: Iterable[str]) -> None:
+    """Raises ConfigError if the words of mount(8) mean a mount that is there."""
+    if _REMOUNT in _words(options):
+        what = "the options of a mount cannot be changed while it is there: unmount it, and mount it with others"
+        raise ConfigError(f"{what} (cvfs reload has it served by new code)")
+
+
 def is_of_all(options: Iterable[str]) -> bool:
     """Whether the words of mount(8) say that all repositories are to be mounted."""
     return "all" in _words(options)
@@ -93,6 +101,7 @@ def is_option(word: str) -> bool:
     return (
         word in _SETTERS
         or word in _IGNORED
+        or word == _REMOUNT
         or word.startswith(("x-", "X-", "comment="))
         or _as_setting(word) is not None
     )

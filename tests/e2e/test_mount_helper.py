@@ -38,7 +38,7 @@ class Machine:
         (host.top / "over").mkdir()
         self("mount", "-t", "tmpfs", "tmpfs", host.top / "over")
         self("mkdir", host.top / "over/upper", host.top / "over/work")
-        self("cp", host.top / "installed/sbin/mount.cvfs", host.top / "over/upper")
+        self("cp", *(host.top / "installed/sbin").iterdir(), host.top / "over/upper")
         layers = f"lowerdir={sbin},upperdir={host.top}/over/upper,workdir={host.top}/over/work"
         self("mount", "-t", "overlay", "overlay", "-o", layers, sbin)
 
@@ -82,6 +82,9 @@ def test_mount_and_fstab(machine: Machine) -> None:
     assert {"ro", "nosuid", "nodev"} <= flags
     again = machine("mount", "-t", "cvfs", NAME, point, check=False)
     assert (again.returncode, b"is already mounted on" in again.stderr) == (_FAILED, True)
+    changed = machine("mount", "-o", "remount,noexec", point, check=False)
+    assert (changed.returncode, changed.stderr.count(b"\n")) == (_FAILED, 1)
+    assert b"the options of a mount cannot be changed while it is there" in changed.stderr
     machine("umount", point)
     assert machine("mount", "-f", "-t", "cvfs", NAME, point).stdout == b""
     unknown = machine("mount", "-t", "cvfs", "nowhere.example.org", point, check=False)
