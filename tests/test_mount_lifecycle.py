@@ -403,6 +403,21 @@ def test_interrupted_mount_leaves_nothing(cvfs: Command, server: FaultyServer, m
     assert not cvfs.leftovers()
 
 
+@pytest.mark.parametrize("engine", ["channel", "pyfuse3"])
+def test_killed_mount_leaves_nothing(cvfs: Command, server: FaultyServer, mnt: Path, engine: str) -> None:
+    """It cannot say so: that it is gone is noticed by who was to serve the mount."""
+    cvfs.runtime.mkdir(mode=0o700)
+    lock = Runtime(cvfs.runtime).try_lock()
+    assert lock is not None
+    with cvfs.start("mount", server.url, mnt, "--engine", engine) as process:
+        server.wait_until(lambda: bool(server.requests), timeout_s=SECONDS)
+        process.kill()
+    os.close(lock)
+    wait_until(lambda: "mounted revision 2" in cvfs.log())
+    wait_until(lambda: not cvfs.leftovers())
+    assert "who asked for the mount is gone: it is taken away" in cvfs.log()
+
+
 def test_mount_from_a_directory_that_is_gone(cvfs: Command, server: FaultyServer, mnt: Path) -> None:
     """What is mounted where is said without it."""
     script = f'mkdir {cvfs.top}/gone && cd {cvfs.top}/gone && rmdir {cvfs.top}/gone && exec "$@"'

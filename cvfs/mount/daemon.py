@@ -7,6 +7,7 @@ The server stays in the process group of its caller until the mount is there: an
 waiting for the mount that it makes.
 """
 
+import logging
 import os
 import select
 import signal
@@ -15,6 +16,8 @@ from typing import Any
 
 from cvfs.errors import MountError
 from cvfs.fuse import link
+
+log = logging.getLogger(__name__)
 
 DEADLINE_S = 60.0
 """For the server to say anything. Its own deadlines are far shorter: this is for one that hangs."""
@@ -42,8 +45,13 @@ class Caller:
         return text
 
     def report(self, warnings: list[str]) -> None:
-        """The mount can be used: the caller may go on, and what happens to it is no business of ours any more."""
-        self._say({"warnings": warnings})
+        """The mount can be used: the caller may go on, and what happens to it is no business of ours any more.
+
+        Where the caller was killed nobody would know of the mount: then this process is told to end, as by anybody.
+        """
+        if not self._say({"warnings": warnings}):
+            log.error("who asked for the mount is gone: it is taken away")
+            os.kill(os.getpid(), signal.SIGTERM)
         if self._command is None:
             os.setsid()
 
@@ -66,9 +74,11 @@ class Caller:
         if self._connection.fileno() >= 0:
             self.fail("it was ended before it could be used")
 
-    def _say(self, message: dict[str, Any]) -> None:
-        link.send(self._connection, message)
+    def _say(self, message: dict[str, Any]) -> bool:
+        """Whether there is still somebody to hear it."""
+        heard = link.send(self._connection, message)
         self._connection.close()
+        return heard
 
 
 def settle(log: int) -> None:
