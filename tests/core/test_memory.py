@@ -281,7 +281,7 @@ def test_what_nobody_expected_of_upkeep_ends_no_client(caplog: pytest.LogCapture
             nursery.start_soon(keep_within_limits, broken)
             nursery.start_soon(keep_pages_young, broken)
             with trio.fail_after(1000 * 3600):  # a busy machine lets hours of this clock pass while a thread begins
-                while Broken.calls < 6:
+                while Broken.calls < 6:  # noqa: ASYNC110
                     await trio.sleep(3600)
             nursery.cancel_scope.cancel()
 
