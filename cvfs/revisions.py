@@ -39,10 +39,12 @@ _GONE = (403, 404, 410)
 
 
 class Revisions(msgspec.Struct, frozen=True):
-    """The revisions that `mirrors` have; documents of them are kept in `directory`, which belongs to the repository."""
+    """The revisions that `mirrors` have; documents of them are kept in `directory`, which belongs to the repository.
+    Without `remembers`, those that are there are used, and none are added."""
 
     mirrors: Mirrors
     directory: Path
+    remembers: bool = True
 
     async def find(self, head: Head, which: Which, deadline_s: float) -> Manifest:
         """The manifest of the revision that `which` means.
@@ -123,7 +125,8 @@ class Revisions(msgspec.Struct, frozen=True):
         stored = await trio.to_thread.run_sync(_load, self.directory / "kept", ref)
         if stored is None:
             stored = await self.mirrors.fetch_blob(ref, deadline - trio.current_time())
-            await trio.to_thread.run_sync(_keep, self.directory / "kept", ref, stored)
+            if self.remembers:
+                await trio.to_thread.run_sync(_keep, self.directory / "kept", ref, stored)
         return unseal(ref, stored, "a mirror")
 
 

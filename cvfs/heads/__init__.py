@@ -27,13 +27,21 @@ _SAY_AGAIN_S = 3600.0
 class Heads:
     """The head of the repository at `url`, asked from `mirrors`, trusted as `pin` says, remembered in `directory`.
 
-    `now` gives seconds since 1970.
+    `now` gives seconds since 1970. Without `remembers`, what is accepted is forgotten with this object.
     """
 
     def __init__(
-        self, mirrors: Mirrors, url: str, directory: Path, pin: Pin, *, now: Callable[[], float] = time.time
+        self,
+        mirrors: Mirrors,
+        url: str,
+        directory: Path,
+        pin: Pin,
+        *,
+        now: Callable[[], float] = time.time,
+        remembers: bool = True,
     ) -> None:
         self._mirrors, self._url, self._pin, self._now = mirrors, url, pin, now
+        self._remembers = remembers
         self._kept = Kept(directory, pin)
         self.head = self._kept.head()
         """The last head that was accepted, None before there was any."""
@@ -75,7 +83,8 @@ class Heads:
         if self.head is not None and head.trusted == self.head.trusted:
             return
         self._take(msgspec.structs.replace(head, problem=""))
-        await self._kept.keep(head)
+        if self._remembers:
+            await self._kept.keep(head)
 
     def recall(self) -> None:
         """Take over what another process of this host has accepted meanwhile; it is looked for once a second."""

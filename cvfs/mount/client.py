@@ -46,28 +46,34 @@ class Client(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def open_repository(
-    url: str, settings: Settings, revision: Which | None = None, manifest: Manifest | None = None
+    url: str,
+    settings: Settings,
+    revision: Which | None = None,
+    manifest: Manifest | None = None,
+    *,
+    remembers: bool = True,
 ) -> AsyncIterator[Client]:
     """The repository at `url`, at its newest revision or at `revision`; its root is already in memory.
 
-    `manifest` is given by who has it from an earlier opening, to go on with: then no server is asked.
+    `manifest` is given by who has it from an earlier opening, to go on with: then no server is asked. Without
+    `remembers` nothing is written to the state directory: it is trusted for now, and by nobody else.
 
     The tasks that bring what is read live as long as the context. Raises CvfsError: no such repository, no server and
     nothing known before, a cache that cannot be used, a broken root page.
     """
-    async with open_ground(settings) as ground:
+    async with open_ground(settings, remembers=remembers) as ground:
         yield await ground.open(url, settings, revision, manifest)
 
 
 @asynccontextmanager
-async def open_ground(settings: Settings) -> AsyncIterator["Ground"]:
+async def open_ground(settings: Settings, *, remembers: bool = True) -> AsyncIterator["Ground"]:
     """What all repositories of a process have in common, for as long as the context.
 
     Raises ConfigError: a cache that cannot be used.
     """
     with _cache(settings) as cache, contextlib.ExitStack() as until_closed:
         async with _services() as nursery:
-            ground = Ground(cache, nursery, until_closed)
+            ground = Ground(cache, nursery, until_closed, remembers=remembers)
             nursery.start_soon(keep_within_limits, cache.quota)
             nursery.start_soon(give_back_when_idle, ground.memory)
             yield ground
@@ -83,6 +89,8 @@ class Ground(msgspec.Struct, frozen=True):
     networks: dict[Hashable, Network] = msgspec.field(default_factory=dict)
     memory: Shared = msgspec.field(default_factory=Shared)
     exploding: trio.Lock = msgspec.field(default_factory=trio.Lock)
+    remembers: bool = True
+    """Whether what comes to be trusted is written to the state directory."""
 
     async def open(
         self,
@@ -101,7 +109,8 @@ class Ground(msgspec.Struct, frozen=True):
         network = self.network(settings)
         transport = network.transport.sibling()
         mirrors = Mirrors(network, [url, *settings.mirrors], transport)
-        heads = Heads(mirrors, url, settings.state / state_key(url), _pin(url, settings, manifest))
+        directory, pin = settings.state / state_key(url), _pin(url, settings, manifest)
+        heads = Heads(mirrors, url, directory, pin, remembers=self.remembers)
         opener = _Opener(url, mirrors, heads, self, settings, root_inode, label)
         repository = await opener.open(revision) if manifest is None else await opener.open_at(manifest)
         self.nursery.start_soon(keep_pages_young, repository.fetcher)
@@ -184,7 +193,7 @@ class _Opener(msgspec.Struct, frozen=True):
     async def _at(self, head: Head, revision: Which | None) -> Manifest:
         if revision is None:
             return head.manifest
-        revisions = Revisions(self.mirrors, self.settings.state / state_key(self.url))
+        revisions = Revisions(self.mirrors, self.settings.state / state_key(self.url), self.ground.remembers)
         return await revisions.find(head, revision, self.settings.start_deadline_s)
 
 

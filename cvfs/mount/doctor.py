@@ -42,7 +42,10 @@ def examine_host(settings: Settings) -> Iterator[Finding]:
 
 
 async def examine_repository(url: str, settings: Settings) -> AsyncIterator[Finding]:
-    """The way to a repository, and whether it is to be trusted. Takes the deadlines of the settings at most."""
+    """The way to a repository, and whether it is to be trusted. Takes the deadlines of the settings at most.
+
+    What is trusted from then on is the same as before, whatever the settings say and the server has.
+    """
     try:
         hops = hops_to(url, settings)
     except ConfigError as error:
@@ -52,7 +55,7 @@ async def examine_repository(url: str, settings: Settings) -> AsyncIterator[Find
         for finding in await trio.to_thread.run_sync(list, examine(hop, settings)):
             yield finding
     try:
-        async with open_repository(url, settings, settings.which) as client:
+        async with open_repository(url, settings, settings.which, remembers=False) as client:
             findings = list(_look_at_repository(client))
     except CvfsError as error:
         findings = [failed("repository", str(error), "see the failures above; else ask who publishes it")]

@@ -1,6 +1,7 @@
 """`cvfs doctor`: everything that can be in the way of a mount, put there, is found, with what to do about it."""
 
 import email.utils
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -83,6 +84,33 @@ def test_servers_names_proxies_and_keys(auto_host: Host, zoo_server: Server) -> 
             status, found = _doctor(auto_host, *arguments)
             assert (status, found[test][0]) == (1, "failed"), arguments
             assert said in found[test][1]
+
+
+def test_what_is_trusted_stays_what_it_was(auto_host: Host, tmp_path: Path) -> None:
+    """The server has other keys than before: a diagnosis must not be what makes this host believe them."""
+    known, other = (_small_store(tmp_path / name) for name in ("known", "other"))
+    known.publish({b"known": b"one"})
+    for content in (b"two", b"three"):
+        other.publish({b"other": content})
+    del auto_host.environment["CVFS_ROOT"]
+    with FaultyServer(known.path) as server:
+        assert auto_host.cvfs("ls", "--root", known.root, server.url).stdout == b"known\n"
+        server.directory = other.path
+        sha256 = hashlib.sha256(other.root.read_bytes()).hexdigest()
+        before = _contents(auto_host.top / "state")
+        for which in ((), ("--revision", "1")):
+            assert _doctor(auto_host, "--root-sha256", sha256, *which, server.url)[0] == 0
+        assert _contents(auto_host.top / "state") == before
+        assert auto_host.cvfs("ls", server.url).stdout == b"known\n"
+
+
+def _small_store(top: Path) -> SmallStore:
+    top.mkdir()
+    return SmallStore(top / "store")
+
+
+def _contents(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_addresses_that_are_none(auto_host: Host) -> None:
