@@ -19,6 +19,7 @@ import pytest
 from cvfs.cache.directory import LAYOUT
 from cvfs.format.manifest import encode_manifest
 from cvfs.mount.logs import Recent
+from cvfs.mount.overview import mount_at
 from cvfs.mount.place import find_place
 from cvfs.mount.point import is_dead
 from cvfs.mount.request import may_allow_other
@@ -567,15 +568,55 @@ def test_status_says_what_there_is_to_know(cvfs: Command, server: FaultyServer, 
 
 
 def test_status_lists_a_foreign_mount_and_does_not_judge_it(
-    cvfs: Command, server: FaultyServer, mnt: Path, tmp_path: Path
+    cvfs: Command, server: FaultyServer, mnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whose it is, the kernel says: one's own is no other's for having another runtime directory."""
     cvfs.ok("mount", server.url, mnt)
-    other = {"CVFS_RUNTIME_DIR": str(tmp_path / "other-run")}
-    listed = json.loads(cvfs("status", "--json", extra=other).stdout)["mounts"]
-    assert [mount["state"] for mount in listed if mount["mountpoint"] == str(mnt)] == ["foreign"]
-    assert cvfs("status", extra=other).returncode == (0 if all(m["state"] in ("ok", "foreign") for m in listed) else 1)
-    assert cvfs("status", mnt, extra=other).returncode == 1
+    other = Runtime(tmp_path / "other-run")
+    shown = cvfs("status", "--json", extra={"CVFS_RUNTIME_DIR": str(other.directory)})
+    assert shown.returncode == 1
+    listed = {mount["mountpoint"]: mount["state"] for mount in json.loads(shown.stdout)["mounts"]}
+    assert listed[str(mnt)] == "unknown"
+    status = mount_at(mnt, other)
+    assert (status["state"], "no control socket" in status["problem"]) == ("unknown", True)
+    monkeypatch.setattr(os, "geteuid", lambda: 61234)
+    assert mount_at(mnt, other)["state"] == "foreign"
     cvfs.ok("umount", mnt)
+
+
+@pytest.mark.parametrize("engine", ["channel", "pyfuse3"])
+def test_control_socket_that_was_removed_is_made_anew(
+    cvfs: Command, server: FaultyServer, mnt: Path, engine: str
+) -> None:
+    """As the system does with that of a user who has logged out."""
+    cvfs.ok("mount", "--engine", engine, "--refresh", "4", server.url, mnt)
+    assert cvfs.status(mnt)["state"] == "ok"
+    for _ in range(2):
+        shutil.rmtree(cvfs.runtime)
+        assert "there is no control socket" in cvfs.refused("refresh", mnt)
+        assert "there is no control socket" in cvfs.refused("reload", mnt)
+        assert cvfs.status(mnt)["state"] == "unknown"
+        wait_until(lambda: cvfs.status(mnt)["state"] == "ok", timeout_s=20)
+        assert b"revision" in cvfs.ok("refresh", mnt)
+    if engine == "channel":
+        cvfs.ok("reload", mnt)
+        assert b"revision" in cvfs.ok("refresh", mnt)
+    assert cvfs.log().count("was removed, and is made anew") == 2
+    cvfs.ok("umount", mnt)
+    wait_until(lambda: not cvfs.leftovers())
+
+
+def test_control_socket_of_another_mount_stays(tmp_path: Path) -> None:
+    runtime = Runtime(tmp_path / "run")
+    assert runtime.listen_anew(tmp_path, lambda: False) is None
+    lock = runtime.try_lock()
+    assert lock is not None
+    assert runtime.listen_anew(tmp_path, lambda: True) is None  # a mount is under way
+    os.close(lock)
+    with runtime.listen(tmp_path):
+        before = runtime.identity_of(tmp_path)
+        assert runtime.listen_anew(tmp_path, lambda: True) is None
+        assert runtime.identity_of(tmp_path) == before
 
 
 def test_mount_without_a_server_is_offline_and_recovers(cvfs: Command, server: FaultyServer, mnt: Path) -> None:

@@ -17,12 +17,13 @@ from cvfs.format.manifest import decode_manifest
 from cvfs.fuse.cpus import keep_to_share
 from cvfs.fuse.kernel import open_device
 from cvfs.fuse.link import LISTENER, Message
+from cvfs.fuse.mountinfo import is_mounted
 from cvfs.fuse.mounting import is_to_be_made_anew, take_away
 from cvfs.fuse.orders import Orders
 from cvfs.fuse.worker import Worker
 from cvfs.mount import counting
 from cvfs.mount.client import Ground, open_ground, single
-from cvfs.mount.control import Answers, serve_control
+from cvfs.mount.control import Answers, Control
 from cvfs.mount.counting import Counting
 from cvfs.mount.exporter import export
 from cvfs.mount.followers import Followers
@@ -104,13 +105,17 @@ class _Assembly:
         prepare_mount_point(directory, nonempty=self._request.nonempty)
         if LISTENER in self._orders.descriptors:
             return
-        listener = self._runtime.listen(directory)
+        self._hold(self._runtime.listen(directory), shown)
+
+    def _hold(self, listener: socket.socket, shown: Shown) -> None:
+        """Have the control socket, and what is shown, outlive this worker and go with the mount."""
+        directory, orders = self._request.directory, self._orders
         path, inode = self._runtime.identity_of(directory)
-        shown_in = self._runtime.shown_of(directory, self._orders.supervisor)
+        shown_in = self._runtime.shown_of(directory, orders.supervisor)
         shown.attach(shown_in)
-        others = *shown.files(), *counting.files(shown_in, self._orders.count)
+        others = *shown.files(), *counting.files(shown_in, orders.count)
         unlink = {str(path): inode} | {str(file): None for file in others}
-        self._orders.hold({LISTENER: listener.detach()}, shown=str(shown_in), unlink=unlink)
+        orders.hold({LISTENER: listener.detach()}, shown=str(shown_in), unlink=unlink)
 
     async def _serve(self, mounted: Mounted, ground: Ground, shown: Shown, until_started: contextlib.ExitStack) -> None:
         orders, request = self._orders, self._request
@@ -151,7 +156,9 @@ class _Assembly:
         """What one worker does for all: ask for new revisions, and answer who asks about the mount."""
         orders, request = self._orders, self._request
         followers = Followers(orders, nursery)
-        refreshers = mount.refreshers = Refreshers(mounted, shown, invalidate, followers.announce, nursery)
+        control = Control(self._runtime, request.directory, self._is_mounted, partial(self._hold_anew, shown))
+        refreshers = Refreshers(mounted, shown, invalidate, followers.announce, nursery, control.look)
+        mount.refreshers = refreshers
         orders.handlers |= {
             "relayed": followers.receive_receipt,
             "switched": followers.receive_confirmation,
@@ -159,15 +166,26 @@ class _Assembly:
             "opened": lambda order: refreshers.adopt(order["label"]),
         }
         answers: Answers = {"status": lambda _: counts.whole_status(), "reload": self._reload}
-        nursery.start_soon(self._answer, {**answers, **refresh_answer(request, refreshers)})
+        answers = {**answers, **refresh_answer(request, refreshers)}
+        nursery.start_soon(control.serve, orders.descriptors[LISTENER], answers)
         nursery.start_soon(refreshers.run)
         if request.settings.metrics:
             nursery.start_soon(export, request.settings.metrics, self._runtime)
 
-    async def _answer(self, answers: Answers) -> None:
-        listener = socket.socket(fileno=os.dup(self._orders.descriptors[LISTENER]))
-        listener.setblocking(False)
-        await serve_control(trio.SocketListener(trio.socket.from_stdlib_socket(listener)), answers)
+    def _is_mounted(self) -> bool:
+        point, device = self._orders.state.get("mounted", ("/", ""))
+        return is_mounted(Path(point), device)
+
+    def _hold_anew(self, shown: Shown, listener: socket.socket) -> None:
+        """The control socket before has no name any more, so nobody can ask by it."""
+        before = self._orders.descriptors[LISTENER]
+        try:
+            self._hold(listener, shown)
+        except CvfsError as error:  # it has been removed again: the next look finds that
+            log.warning("%s", error)
+            listener.close()
+        else:
+            os.close(before)
 
     def _tell_others(self, message: Message) -> None:
         self._orders.say("relay", message=message)

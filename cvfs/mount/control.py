@@ -2,12 +2,18 @@
 
 import json
 import logging
+import os
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from inspect import isawaitable
+from pathlib import Path
 from typing import Any
 
 import trio
+
+from cvfs.errors import CvfsError
+from cvfs.mount.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +25,61 @@ Answers = Mapping[str, Callable[[Mapping[str, Any]], Answer | Awaitable[Answer]]
 """Command: what answers it, given all that was asked. Must not fail."""
 
 
-async def serve_control(listener: trio.SocketListener, answers: Answers) -> None:
-    """Answer on `listener` until cancelled. Whoever asks and says nothing is left after some seconds."""
+class Control:
+    """The control socket of the mount on `mount_point`, answered, and made anew when somebody has removed it, perhaps
+    with its directory: at logout the system removes that of a user whose mounts go on.
+
+    `is_mounted()`: that mount is still what is there. `made(listener)` gets one that was made anew, to keep or close.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        mount_point: Path,
+        is_mounted: Callable[[], bool],
+        made: Callable[[socket.socket], None],
+    ) -> None:
+        self._runtime, self._mount_point = runtime, mount_point
+        self._is_mounted, self._made = is_mounted, made
+        self._scope = trio.CancelScope()
+        self._listener: socket.socket | None = None
+        self._complaint = ""
+
+    async def serve(self, listener: int, answers: Answers) -> None:
+        """Answer on `listener`, a descriptor that stays the caller's, and on those after it. Until cancelled."""
+        self._listener = socket.socket(fileno=os.dup(listener))
+        while True:
+            self._listener.setblocking(False)
+            with trio.CancelScope() as self._scope:
+                await _serve(trio.SocketListener(trio.socket.from_stdlib_socket(self._listener)), answers)
+
+    async def look(self) -> None:
+        """See to it that there is a socket: for whoever is awake anyway, as this takes microseconds if there is.
+
+        What stands in the way is logged. Cancelled: there is one or not.
+        """
+        if self._listener is None or self._is_there():
+            return
+        work = partial(self._runtime.listen_anew, self._mount_point, self._is_mounted)
+        try:
+            listener = await trio.to_thread.run_sync(work)
+        except CvfsError as error:
+            if str(error) != self._complaint:
+                log.warning("the control socket of %s is gone: %s", self._mount_point, error)
+            self._complaint = str(error)
+            return
+        if listener is not None:
+            log.warning("the control socket of %s was removed, and is made anew", self._mount_point)
+            self._complaint, self._listener = "", listener.dup()
+            self._made(listener)
+            self._scope.cancel()
+
+    def _is_there(self) -> bool:
+        return os.path.lexists(self._runtime.socket_of(self._mount_point))
+
+
+async def _serve(listener: trio.SocketListener, answers: Answers) -> None:
+    """Answer on `listener` until cancelled, and close it. Whoever asks and says nothing is left after some seconds."""
     await trio.serve_listeners(partial(_serve_one, answers), [listener])
 
 

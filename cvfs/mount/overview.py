@@ -1,5 +1,6 @@
 """All mounts of this host that can be seen from here, with what their daemons say."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from cvfs.errors import MountError
 from cvfs.fuse.mountinfo import MountInfo, find_mount, parse_mounts
-from cvfs.mount.point import is_dead, is_ours
+from cvfs.mount.point import is_dead, is_ours, owner_of
 from cvfs.mount.runtime import Runtime, ask
 
 Status = dict[str, Any]
@@ -39,7 +40,7 @@ def _status(runtime: Runtime, mounted: MountInfo) -> Status:
     try:
         status = ask(socket, "status")
     except MountError as error:
-        state, problem = _why_silent(mounted.directory, socket, error)
+        state, problem = _why_silent(mounted, socket, error)
         return {"mountpoint": str(mounted.directory), "url": mounted.source, "state": state, "problem": problem}
     if "repositories" not in status:
         return {**status, "state": _state(status)}
@@ -59,10 +60,10 @@ def _state(about: Status) -> str:
     return "expired" if about.get("trust", {}).get("expired") else "offline" if about.get("offline") else "ok"
 
 
-def _why_silent(directory: Path, socket: Path, error: MountError) -> tuple[str, str]:
+def _why_silent(mounted: MountInfo, socket: Path, error: MountError) -> tuple[str, str]:
     """(state, problem) of a mount whose daemon did not answer."""
-    if is_dead(directory):
+    if is_dead(mounted.directory):
         return "dead", "its process is gone: unmount it (cvfs umount)"
-    if not socket.exists():
-        return FOREIGN, "another user's, or mounted with another runtime directory"
+    if not socket.exists() and owner_of(mounted) != os.geteuid():
+        return FOREIGN, "another user's"
     return "unknown", f"its process does not answer: {error}"

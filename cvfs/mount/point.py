@@ -3,16 +3,18 @@
 import errno
 import logging
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Final
 
 from cvfs.fuse.kernel import SUBTYPE, check_mount_point, unmount
-from cvfs.fuse.mountinfo import MountInfo, find_mount
+from cvfs.fuse.mountinfo import MountInfo, find_mount, parse_mounts
 
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 2.0
+_USER: Final = re.compile(rb"[ ,]user_id=([0-9]+)(?:,|$)")
 
 
 def prepare_mount_point(directory: Path, *, nonempty: bool) -> None:
@@ -27,6 +29,14 @@ def prepare_mount_point(directory: Path, *, nonempty: bool) -> None:
 
 def is_ours(mounted: MountInfo) -> bool:
     return mounted.kind == f"fuse.{SUBTYPE}"
+
+
+def owner_of(mounted: MountInfo) -> int | None:
+    """The user who mounted it, by what the kernel says; None if it is gone. Looks at no path."""
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        if parse_mounts(line) == [mounted] and (found := _USER.search(line)):
+            return int(found[1])
+    return None
 
 
 def is_dead(directory: Path) -> bool:

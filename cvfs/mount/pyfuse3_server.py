@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Self
 
 import trio
 
@@ -15,18 +16,19 @@ from cvfs.errors import CvfsError, MountError
 from cvfs.filesystem import View
 from cvfs.fuse.held import remove_files
 from cvfs.fuse.kernel import open_device
+from cvfs.fuse.mountinfo import find_mount_of
 from cvfs.fuse.options import MountOptions
 from cvfs.heap import keep_freed_memory
 from cvfs.model import Manifest
 from cvfs.mount.client import open_ground, single
-from cvfs.mount.control import Answers, serve_control
+from cvfs.mount.control import Answers, Control
 from cvfs.mount.daemon import Caller
 from cvfs.mount.exporter import export
 from cvfs.mount.followers import Following, nobody
 from cvfs.mount.logs import Recent, setup_logging
 from cvfs.mount.mounted import Mounted, mounted_by
 from cvfs.mount.notify import notify
-from cvfs.mount.point import prepare_mount_point
+from cvfs.mount.point import is_ours, prepare_mount_point
 from cvfs.mount.refreshers import Refreshers, refresh_answer
 from cvfs.mount.request import MountRequest, decode_request
 from cvfs.mount.runtime import Runtime
@@ -114,7 +116,8 @@ async def _serve_mount(
     with contextlib.ExitStack() as until_started, contextlib.ExitStack() as until_ended:
         until_started.callback(os.close, await runtime.lock())
         prepare_mount_point(request.directory, nonempty=request.nonempty)
-        listener = until_ended.enter_context(_control_socket(runtime, request.directory))
+        held = until_ended.enter_context(_HeldSocket(runtime, request.directory))
+        control = Control(runtime, request.directory, held.is_mounted, held.hold)
 
         def started() -> None:
             until_started.close()
@@ -124,9 +127,9 @@ async def _serve_mount(
             notify("READY=1", f"STATUS=serving {what}")
 
         async with trio.open_nursery() as nursery:
-            mount.refreshers = Refreshers(mounted, shown, invalidate, _announce, nursery)
+            mount.refreshers = Refreshers(mounted, shown, invalidate, _announce, nursery, control.look)
             answers: Answers = {"status": lambda _: mount.status(), **refresh_answer(request, mount.refreshers)}
-            nursery.start_soon(serve_control, trio.SocketListener(listener), answers)
+            nursery.start_soon(control.serve, held.listener.fileno(), answers)
             nursery.start_soon(mount.refreshers.run)
             if request.settings.metrics:
                 nursery.start_soon(export, request.settings.metrics, runtime)
@@ -140,15 +143,38 @@ async def _announce(label: str, manifest: Manifest) -> Following:
     return nobody()
 
 
-@contextlib.contextmanager
-def _control_socket(runtime: Runtime, directory: Path) -> Iterator[trio.socket.SocketType]:
-    """A listening socket for as long as the mount is served."""
-    listener = runtime.listen(directory)
-    path, inode = runtime.identity_of(directory)
-    try:
-        yield trio.socket.from_stdlib_socket(listener)
-    finally:
-        remove_files({str(path): inode})
+class _HeldSocket:
+    """A listening socket for as long as the mount is served: the one that was made last."""
+
+    def __init__(self, runtime: Runtime, directory: Path) -> None:
+        self._runtime, self._directory = runtime, directory
+        self.listener = runtime.listen(directory)
+        self._unlink: dict[str, int | None] = {}
+
+    def __enter__(self) -> Self:
+        self._know()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        remove_files(self._unlink)
+        self._close()
+
+    def hold(self, listener: socket.socket) -> None:
+        """This one instead of what has no name any more."""
+        self._close()
+        self.listener = listener
+        with contextlib.suppress(MountError):  # it has been removed again: the next look finds that
+            self._know()
+
+    def is_mounted(self) -> bool:
+        found = find_mount_of(self._directory)
+        return found is not None and found.directory == self._directory and is_ours(found)
+
+    def _know(self) -> None:
+        path, inode = self._runtime.identity_of(self._directory)
+        self._unlink = {str(path): inode}
+
+    def _close(self) -> None:
         with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()

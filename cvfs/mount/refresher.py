@@ -32,7 +32,8 @@ class Refresher:
 
     `announce(new, old)` is called before a switch, so that it can be finished by another process if this one dies; it
     returns None if another process has announced a newer revision. `settled()` is called when the kernel has been told,
-    and no process goes by the old revision any more.
+    and no process goes by the old revision any more; `awake()` whenever it has looked, for what else should be seen to
+    now and then.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class Refresher:
         invalidate: Invalidate,
         announce: Callable[[Manifest, Manifest], Awaitable[Following | None]],
         settled: Callable[[], None],
+        awake: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> None:
         self._client, self._filesystem, self._settings = client, filesystem, settings
-        self._invalidate, self._announce, self._settled = invalidate, announce, settled
+        self._invalidate, self._announce, self._settled, self._awake = invalidate, announce, settled, awake
         self._expiry_warning = ExpiryWarning(client.heads)
         self._wanted = trio.Event()
         self._done = trio.Event()
@@ -89,6 +91,7 @@ class Refresher:
                 await self._wanted.wait()
             self._wanted = trio.Event()
             await self._try()
+            await self._awake()
 
     async def _try(self) -> None:
         """Whatever goes wrong is told, and tried again: a worker that ends by it would serve nobody, and its successor

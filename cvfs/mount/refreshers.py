@@ -45,13 +45,22 @@ def refresh_answer(request: MountRequest, refreshers: "Refreshers") -> Answers:
 
 
 class Refreshers:
-    """A Refresher for each repository that is open, as soon as it is; those that other workers have opened too."""
+    """A Refresher for each repository that is open, as soon as it is; those that other workers have opened too.
+
+    `awake()` is called when one of them has looked for a new revision, and when a repository has been opened.
+    """
 
     def __init__(
-        self, mounted: Mounted, shown: Shown, invalidate: Invalidate, announce: Announce, nursery: trio.Nursery
+        self,
+        mounted: Mounted,
+        shown: Shown,
+        invalidate: Invalidate,
+        announce: Announce,
+        nursery: trio.Nursery,
+        awake: Callable[[], Awaitable[None]],
     ) -> None:
         self._mounted, self._shown = mounted, shown
-        self._invalidate, self._announce, self._nursery = invalidate, announce, nursery
+        self._invalidate, self._announce, self._nursery, self._awake = invalidate, announce, nursery, awake
         self._refreshers: dict[str, Refresher] = {}
         self._tries: dict[str, int] = {}
         self._rounds = self._rounds_begun = 0
@@ -116,10 +125,12 @@ class Refreshers:
             self._invalidate,
             partial(self._tell, label),
             partial(self._shown.settle, label),
+            self._awake,
         )
         self._nursery.start_soon(self._keep_new, label)
 
     async def _keep_new(self, label: str) -> None:
+        await self._awake()
         while (previous := self._shown.previous(label)) is not None:
             try:
                 await self._refreshers[label].finish(previous)

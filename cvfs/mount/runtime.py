@@ -10,7 +10,7 @@ import select
 import socket
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,25 @@ class Runtime(msgspec.Struct, frozen=True):
             raise MountError(f"cannot make the control socket {path}: {error.strerror}") from None
         return listener
 
+    def listen_anew(self, mount_point: Path, is_mounted: Callable[[], bool]) -> socket.socket | None:
+        """Listen again where the control socket of a mount is gone; None: there is one, perhaps of another mount that
+        has taken the place of ours, or is about to, or ours is not there (`is_mounted`) any more.
+
+        Raises ConfigError, MountError: it cannot be made.
+        """
+        self.prepare()
+        try:
+            lock = self.try_lock()
+        except OSError as error:
+            raise MountError(f"cannot use the runtime directory {self.directory}: {error.strerror}") from None
+        if lock is None:
+            return None
+        try:
+            is_free = not os.path.lexists(self.socket_of(mount_point)) and is_mounted()
+            return self.listen(mount_point) if is_free else None
+        finally:
+            os.close(lock)
+
 
 def ask(path: Path, command: str, deadline_s: float = ASK_DEADLINE_S, **more: Any) -> dict[str, Any]:
     """The answer of the process behind a control socket. Raises MountError: nobody is there, or nothing comes."""
@@ -141,8 +160,12 @@ def ask(path: Path, command: str, deadline_s: float = ASK_DEADLINE_S, **more: An
             connection.shutdown(socket.SHUT_WR)
             with connection.makefile("rb") as answer:
                 decoded = json.loads(answer.read(ANSWER_BYTES))
+    except FileNotFoundError:
+        why = "removed, and made anew when the mount next looks for a new revision; or in another runtime directory"
+        raise MountError(f"there is no control socket {path}: {why}") from None
     except (OSError, ValueError) as error:
-        raise MountError(f"no answer from the process behind {path}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise MountError(f"no answer from the process behind {path}: {reason}") from None
     if not isinstance(decoded, dict) or "error" in decoded:
         raise MountError(f"the process behind {path} does not know how to answer {command!r}")
     return decoded
