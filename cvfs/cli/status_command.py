@@ -25,7 +25,8 @@ _NARROW = len(_COLUMNS) - 2
 @click.argument("directory", type=Path, required=False)
 @click.option("--json", "as_json", is_flag=True, help="All there is to know, as one JSON object.")
 def command(directory: Path | None, as_json: bool) -> None:
-    """Show all mounts, or all there is to know of the one on DIRECTORY.
+    """Show all mounts, or all there is to know of the one on DIRECTORY, which may be that of a repository in a mount of
+    all.
 
     The exit status is 0 if all is well, 1 if a mount is offline, expired, failed, dead, or does not answer. Failed is a
     mount of all where a repository cannot be opened. Mounts of other users are listed as foreign, and count only if
@@ -42,19 +43,24 @@ def command(directory: Path | None, as_json: bool) -> None:
         _print_details(mounts[0])
     elif mounts:
         _print_table([_COLUMNS, *(row for mount in mounts for row in _rows(mount))])
+        _print_problems(mounts)
     else:
         click.echo("no mounts", err=True)
-    fine = ("ok", FOREIGN) if directory is None else ("ok",)
+    fine = ("ok", FOREIGN) if directory is None else ("ok", "unused")
     if any(mount["state"] not in fine for mount in mounts):
         sys.exit(1)
 
 
 def _rows(status: dict[str, Any]) -> list[Sequence[str]]:
     """A line for the mount; of many repositories, one as well for each that somebody has used."""
-    used = [each for each in status.get("repositories", ()) if each["state"] != "unused"]
-    below = [{"url": "?", **each, "mountpoint": f"{status['mountpoint']}/{each['name']}"} for each in used]
     whole = {**status, "url": ""} if "repositories" in status else status
-    return [_row(whole), *map(_row, below)]
+    return [_row(whole), *(_row({"url": "?", **each}) for each in _used(status))]
+
+
+def _used(status: dict[str, Any]) -> list[dict[str, Any]]:
+    from cvfs.mount.overview import below
+
+    return [each for each in below(status) if each["state"] != "unused"]
 
 
 def _row(status: dict[str, Any]) -> Sequence[str]:
@@ -102,7 +108,20 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
     else:
         lines = [line for row in rows[1:] for line in _block(row)]
     for line in lines:
-        click.echo(common.printable(line.encode(errors="surrogateescape"), escape=True))
+        _print(line)
+
+
+def _print(line: str) -> None:
+    click.echo(common.printable(line.encode(errors="surrogateescape"), escape=True))
+
+
+def _print_problems(mounts: Sequence[dict[str, Any]]) -> None:
+    """Below the table, which has no room for them: why a mount, or a repository in it, is not well."""
+    from cvfs.mount.overview import why
+
+    for status in (each for mount in mounts for each in (_used(mount) or [mount])):
+        if reason := why(status):
+            _print(f"{status['mountpoint']}: {status['state']}: {reason}")
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -116,19 +135,27 @@ def _block(row: Sequence[str]) -> list[str]:
 
 
 def _print_details(status: dict[str, Any]) -> None:
-    events = status.pop("events", [])
-    for name, value in _flat(status):
+    plain = {name: value for name, value in status.items() if name not in ("events", "repositories")}
+    for name, value in _flat(plain):
         click.echo(f"{name + ':':<24} {value}")
-    for event in events:
+    for event in status.get("events", ()):
         click.echo(f"{_date(event['time_s'])}  {event['level']}: {event['message']}")
+    if "repositories" in status:
+        used = _used(status)
+        click.echo(f"{'repositories:':<24} {len(status['repositories'])}, {len(used)} in use")
+        if used:
+            _print_table([_COLUMNS, *_rows(status)[1:]])
+            _print_problems([status])
 
 
 def _flat(status: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Names and values as they are shown; what is nested has names with dots."""
+    """Names and values as they are shown; what is nested has names with dots, what is a list a line for each."""
     lines: list[tuple[str, str]] = []
     for name, value in status.items():
         if isinstance(value, dict):
             lines += _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            lines += [(prefix + name, _in_a_line(each)) for each in value]
         elif name.endswith("_s") and name != "uptime_s":
             lines.append((prefix + name.removesuffix("_s"), _date(value)))
         elif name.endswith("_bytes") and value is not None:
@@ -136,6 +163,12 @@ def _flat(status: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             lines.append((prefix + name, str(value)))
     return lines
+
+
+def _in_a_line(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{name} {each}" for name, each in value.items() if each not in ("", None))
 
 
 def _date(time_s: float) -> str:

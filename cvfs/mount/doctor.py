@@ -19,7 +19,7 @@ from cvfs.fuse.helper import HELPER
 from cvfs.mount.client import Client, open_repository
 from cvfs.mount.findings import Finding, failed
 from cvfs.mount.hops import CLOCK_S, SET_CLOCK, examine, hops_to
-from cvfs.mount.overview import FOREIGN, list_mounts
+from cvfs.mount.overview import FOREIGN, list_mounts, why
 from cvfs.mount.request import may_allow_other
 from cvfs.mount.runtime import Runtime
 
@@ -146,7 +146,7 @@ def _look_at_mounts(runtime: Runtime) -> Iterator[Finding]:
             yield Finding(what, "ok", state)
         else:
             remedy = f"cvfs umount {mount['mountpoint']}" if state == "dead" else "cvfs status says more of it"
-            yield failed(what, f"{state}: {mount.get('problem') or mount.get('refresh_problem', '')}", remedy)
+            yield failed(what, ": ".join(filter(None, (state, why(mount)))), remedy)
 
 
 def _look_at_repository(client: Client) -> Iterator[Finding]:

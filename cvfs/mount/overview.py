@@ -1,6 +1,7 @@
 """All mounts of this host that can be seen from here, with what their daemons say."""
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,37 @@ def list_mounts(runtime: Runtime) -> list[Status]:
 
 
 def mount_at(directory: Path, runtime: Runtime) -> Status:
-    """The status of the mount on `directory`. Raises MountError if there is none of ours."""
+    """The status of the mount on `directory`, or in a mount of many, of the repository that is shown there.
+
+    Raises MountError if there is none of ours, or it does not know the repository.
+    """
     mounted = find_mount(directory)
-    if mounted is None or not is_ours(mounted):
+    if mounted is not None and is_ours(mounted):
+        return _status(runtime, mounted)
+    above = find_mount(directory.parent)
+    if above is None or not is_ours(above):
         raise MountError(f"no repository is mounted on {directory}")
-    return _status(runtime, mounted)
+    whole = _status(runtime, above)
+    for each in below(whole):
+        if each["name"] == directory.name:
+            return each
+    raise MountError(f"no repository is mounted on {directory}, and {above.directory} shows none there")
+
+
+def below(status: Status) -> list[Status]:
+    """What is said of each repository of a mount of many, as if it were mounted there; of another, nothing."""
+    top = status["mountpoint"]
+    return [{**each, "mountpoint": f"{top}/{each['name']}"} for each in status.get("repositories", ())]
+
+
+def why(status: Status) -> str:
+    """Why the state of a mount, or of a repository, is not "ok"; empty if it is, or nobody has said."""
+    if status["state"] in _FINE:
+        return ""
+    said = status.get("problem") or status.get("refresh_problem")
+    if not said and status["state"] == "expired":
+        return time.strftime("signed until %Y-%m-%d %H:%M:%S UTC", time.gmtime(status["trust"]["expires_s"]))
+    return str(said or "")
 
 
 def _status(runtime: Runtime, mounted: MountInfo) -> Status:
@@ -47,10 +74,20 @@ def _status(runtime: Runtime, mounted: MountInfo) -> Status:
     repositories = [{**each, "state": _state(each)} for each in status["repositories"]]
     states = {each["state"] for each in repositories}
     worst = next((state for state in _WORST if state in states), "ok")
-    return {**status, "repositories": repositories, "state": worst}
+    return {**status, "repositories": repositories, "state": worst, "problem": _problem_of(repositories)}
 
 
 _WORST = ("expired", "failed", "offline")
+_FINE = ("ok", "unused", FOREIGN)
+
+_SAID = 3
+"""Repositories of a mount whose problems its own names."""
+
+
+def _problem_of(repositories: list[Status]) -> str:
+    unwell = [each for each in repositories if each["state"] not in _FINE]
+    said = [f"{each['name']}: {why(each) or each['state']}" for each in unwell[:_SAID]]
+    return "; ".join([*said, f"and {len(unwell) - _SAID} more"] if len(unwell) > _SAID else said)
 
 
 def _state(about: Status) -> str:

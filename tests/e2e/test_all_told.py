@@ -1,0 +1,110 @@
+"""A mount of all repositories: what is said of those that cannot be used, and how it follows a configuration."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.host import Host, error_line
+from tests.small_store import SmallStore
+
+GOOD, OTHER, DOWN, UNUSED = "a.example.org", "b.example.org", "down.example.org", "unused.example.org"
+
+
+class Few:
+    """A host with a few configured repositories, all of them mounted on `mount`."""
+
+    def __init__(self, host: Host, top: Path) -> None:
+        self.host, self.top = host, top
+        self.files = top / "etc" / "repositories.d"
+        self.files.mkdir(parents=True)
+        del host.environment["CVFS_ROOT"]
+        host.environment |= {"CVFS_CONFIG": str(top / "etc"), "CVFS_START_DEADLINE_S": "3", "COLUMNS": "1000"}
+        self.mount = host.new_directory()
+
+    def add(self, name: str, content: bytes, place: str = "") -> SmallStore:
+        """Configure a repository with one file."""
+        top = self.top / (place or name)
+        top.mkdir()
+        store = SmallStore(top / "store", name)
+        store.publish({b"file": content})
+        self.configure(name, store.path.as_uri(), store.root)
+        return store
+
+    def configure(self, name: str, url: str, root: Path | None = None) -> None:
+        trust = f'root = "{root}"' if root else "trust_on_first_use = true"
+        (self.files / f"{name}.toml").write_text(f'url = "{url}"\n{trust}\n')
+
+    def read(self, name: str) -> bytes:
+        return (self.mount / name / "file").read_bytes()
+
+    def lines(self, *arguments: str | Path) -> list[str]:
+        return self.host.cvfs(*arguments, check=False).stdout.decode().splitlines()
+
+    def doctor(self, *arguments: str | Path) -> dict[str, dict[str, Any]]:
+        outcome = self.host.cvfs("doctor", "--json", *arguments, check=False)
+        return {each["test"]: each for each in json.loads(outcome.stdout)["findings"]}
+
+    def own(self, findings: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        """Without those of mounts of other tests, which run at the same time."""
+        return [each for test, each in findings.items() if not test.startswith("mount ") or str(self.top) in test]
+
+
+@pytest.fixture
+def few(auto_host: Host, tmp_path: Path) -> Iterator[Few]:
+    few = Few(auto_host, tmp_path)
+    few.add(GOOD, b"one")
+    few.configure(DOWN, "http://127.0.0.1:1")
+    few.configure(UNUSED, "http://127.0.0.1:1")
+    auto_host.cvfs("mount", "--all", few.mount)
+    yield few
+    auto_host.umount(few.mount)
+
+
+def test_why_one_has_failed_can_be_read(few: Few) -> None:
+    assert few.read(GOOD) == b"one"
+    with pytest.raises(OSError, match="Input/output"):
+        os.listdir(few.mount / DOWN)
+    found = few.doctor()[f"mount {few.mount}"]
+    assert (found["state"], found["says"][: len(f"failed: {DOWN}: ")]) == ("failed", f"failed: {DOWN}: ")
+    assert "refused" in found["says"]
+    (told,) = [line for line in few.lines("status") if line.startswith(f"{few.mount / DOWN}: failed: ")]
+    assert "refused" in told
+    whole = few.lines("status", few.mount)
+    assert max(map(len, whole)) < 400
+    assert "{" not in "".join(line for line in whole if "repositories" in line)
+    assert [line.split()[-3:] for line in whole if line.startswith("repositories:")] == [["2", "in", "use"]]
+    assert any(line.startswith(f"{few.mount / GOOD} ") and " ok " in line for line in whole)
+    assert told in whole
+
+
+def test_status_of_one_by_its_directory(few: Few) -> None:
+    few.read(GOOD)
+    outcome = few.host.cvfs("status", few.mount / GOOD, "--json")
+    (status,) = json.loads(outcome.stdout)["mounts"]
+    assert (status["mountpoint"], status["state"], status["revision"]) == (str(few.mount / GOOD), "ok", 1)
+    lines = few.lines("status", few.mount / GOOD)
+    assert f"{'repository:':<24} {GOOD}" in lines
+    assert [line for line in lines if line.startswith("network.mirrors:") and "state ok" in line]
+    assert few.host.cvfs("status", few.mount / UNUSED).returncode == 0
+    with pytest.raises(OSError, match="Input/output"):
+        os.listdir(few.mount / DOWN)
+    assert few.host.cvfs("status", few.mount / DOWN, check=False).returncode == 1
+    for wrong in (few.mount / "none.example.org", few.mount / GOOD / "file"):
+        assert "no repository is mounted on" in error_line(few.host.cvfs("status", wrong, check=False))
+
+
+def test_doctor_takes_a_mount_of_all(few: Few) -> None:
+    assert not [each for each in few.own(few.doctor(few.mount)) if each["state"] == "failed"]
+    few.read(GOOD)
+    with pytest.raises(OSError, match="Input/output"):
+        os.listdir(few.mount / DOWN)
+    found = few.doctor(few.mount)
+    assert found[f"{GOOD}: repository"]["state"] == "ok"
+    assert found[f"{DOWN}: server 127.0.0.1:1"]["state"] == "failed"
+    assert not [test for test in found if UNUSED in test]
+    assert few.doctor(few.mount / GOOD)["repository"]["state"] == "ok"
+    assert few.doctor("nothing")["configuration"]["state"] == "failed"
