@@ -1,5 +1,6 @@
 """cvfs config."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -72,16 +73,31 @@ def _plain(value: Any) -> Any:
 @command.command("list", epilog="Example: cvfs config list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def list_command(as_json: bool) -> None:
-    """List the configured repositories: name, address, and the files that say so."""
+    """List the configured repositories: name, address, and the files that say so.
+
+    Those whose configuration cannot be used are told of after the others; the exit status is 1 then.
+    """
     configuration = common.configuration()
-    rows = [(name, configuration.settings(name).url or "", configuration.files(name)) for name in configuration.names()]
+    rows, problems = [], []
+    for name in configuration.names():
+        try:
+            url = configuration.settings(name).url or ""
+        except ConfigError as error:
+            problems.append(str(error))
+        else:
+            rows.append((name, url, configuration.files(name)))
+    problems = list(dict.fromkeys(problems))  # that of config.toml is the same for each
     if as_json:
         repositories = [{"name": name, "url": url, "files": list(map(str, files))} for name, url, files in rows]
-        terminal.print_json({"repositories": repositories})
-        return
-    width = max((len(name) for name, _, _ in rows), default=0)
-    for name, url, files in rows:
-        click.echo(f"{name:<{width}}  {url}  ({', '.join(map(str, files))})")
+        terminal.print_json({"repositories": repositories, "problems": problems})
+    else:
+        width = max((len(name) for name, _, _ in rows), default=0)
+        for name, url, files in rows:
+            click.echo(f"{name:<{width}}  {url}  ({', '.join(map(str, files))})")
+    for problem in problems:
+        click.echo(f"cvfs: error: {problem}", err=True)
+    if problems:
+        sys.exit(1)
 
 
 @command.command("add", epilog="Example: cvfs config add --root-sha256 HEX http://software.example.org")

@@ -40,17 +40,18 @@ def command(url: str | None, as_json: bool) -> None:
 
 
 def _examine(url: str | None) -> Iterator["Finding"]:
-    from cvfs.mount.doctor import examine_host
+    from cvfs.mount.doctor import MEND_CONFIGURATION, examine_configuration, examine_host
     from cvfs.mount.findings import failed
 
     try:
         yield from examine_host(common.host_settings())
+        yield from examine_configuration(common.configuration())
         if url is None:
             return
         used = _used_in_mount(url)
         repositories = {"": _locate(url)} if used is None else used
     except ConfigError as error:
-        yield failed("configuration", str(error), "mend what it names; cvfs config show says what holds")
+        yield failed("configuration", str(error), MEND_CONFIGURATION)
         return
     except MountError as error:
         yield failed("repository", str(error), "name one of its repositories: an address, a name, or its directory")

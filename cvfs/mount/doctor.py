@@ -6,12 +6,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import trio
 
 from cvfs.cache.directory import CacheDirectory
 from cvfs.cache.space import Limits
-from cvfs.config import Settings
+from cvfs.config import Configuration, Settings
 from cvfs.errors import ConfigError, CvfsError, MountError
 from cvfs.fuse import kernel
 from cvfs.fuse.engines import OLDEST_RELEASE, kernel_release
@@ -22,6 +23,9 @@ from cvfs.mount.hops import CLOCK_S, SET_CLOCK, examine, hops_to
 from cvfs.mount.overview import FOREIGN, list_mounts, why
 from cvfs.mount.request import may_allow_other
 from cvfs.mount.runtime import Runtime
+from cvfs.mount.sites import problems_in
+
+MEND_CONFIGURATION: Final = "mend what it names; cvfs config show says what holds"
 
 _RESEND: tuple[int, int] = (6, 9)
 _LEAST_FREE_BYTES = 1 << 30
@@ -39,6 +43,17 @@ def examine_host(settings: Settings) -> Iterator[Finding]:
     yield _look_at_space(settings)
     yield _look_at_state(settings.state)
     yield from _look_at_mounts(Runtime(settings.runtime))
+
+
+def examine_configuration(configuration: Configuration) -> Iterator[Finding]:
+    """The files of all repositories, whether anybody uses them or not."""
+    problems = problems_in(configuration)
+    for problem in problems:
+        yield failed("configuration", problem, MEND_CONFIGURATION)
+    if not problems:
+        count = len(configuration.names())
+        says = f"{count} {'repository is' if count == 1 else 'repositories are'} configured"
+        yield Finding("configuration", "ok", says)
 
 
 async def examine_repository(url: str, settings: Settings) -> AsyncIterator[Finding]:

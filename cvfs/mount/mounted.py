@@ -46,6 +46,9 @@ class Mounted(Protocol):
     async def reload(self) -> None:
         """Look again at what there is to show."""
 
+    async def problems(self) -> list[str]:
+        """What is wrong with the configuration of what is to be shown."""
+
     def members(self) -> Sequence[Member]: ...
     def member(self, label: str) -> Member | None: ...
 
@@ -72,6 +75,10 @@ class _One:
 
     async def reload(self) -> None:
         """It is always the same one."""
+
+    async def problems(self) -> list[str]:
+        """It was read when the mount was made."""
+        return []
 
     def members(self) -> Sequence[Member]:
         return [self._member]
@@ -100,6 +107,9 @@ class _Many:
 
     async def reload(self) -> None:
         await self._repositories.load()
+
+    async def problems(self) -> list[str]:
+        return await self._repositories.problems()
 
     def members(self) -> Sequence[Member]:
         return self._repositories.members()

@@ -163,6 +163,7 @@ class Refreshers:
 
     async def _refresh_all(self) -> None:
         await self._mounted.reload()
+        problems = await self._mounted.problems()
         shown = {member.label for member in self._mounted.members()}
         refreshers = {label: one for label, one in self._refreshers.items() if label in shown}
         async with trio.open_nursery() as nursery:
@@ -170,5 +171,6 @@ class Refreshers:
                 nursery.start_soon(self._invalidate, Changes([], {ROOT_INODE}))
             for refresher in refreshers.values():
                 nursery.start_soon(refresher.now)
-        self._problem = "; ".join(f"{label}: {one.problem}" for label, one in refreshers.items() if one.problem)
+        problems += [f"{label}: {one.problem}" for label, one in refreshers.items() if one.problem]
+        self._problem = "; ".join(problems)
         self._rounds += 1

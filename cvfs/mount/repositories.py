@@ -74,6 +74,10 @@ class Repositories:
         """Read the names anew. What cannot be read is logged, and the names that were known stay."""
         await self._flights.join(None, self._load)
 
+    async def problems(self) -> list[str]:
+        """What is wrong with the configuration, also of repositories that nobody uses."""
+        return await trio.to_thread.run_sync(self._sites.problems)
+
     def members(self) -> Sequence[Member]:
         """Those that are listed, and those that were opened and are allowed, by name."""
         return [self._members[label] for label in sorted(self._members) if self._may_be_shown(label)]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from cvfs.config import Settings, read_configuration
+from cvfs.config import Configuration, Settings, read_configuration
 from cvfs.config.layers import config_directories, is_name
 from cvfs.errors import ConfigError
 from cvfs.which import Which
@@ -49,6 +49,9 @@ class Sites(Protocol):
     def site(self, name: str) -> Site:
         """Raises ConfigError."""
 
+    def problems(self) -> list[str]:
+        """What is wrong with the configuration, a line for each thing: of all repositories, used or not."""
+
 
 class ConfiguredSites(msgspec.Struct, frozen=True):
     """What the configuration says, read anew for each answer. `options` are settings that go before it."""
@@ -64,12 +67,34 @@ class ConfiguredSites(msgspec.Struct, frozen=True):
         return Names(tuple(configuration.names()), tuple(configuration.settings().domains))
 
     def site(self, name: str) -> Site:
-        settings = read_configuration(self.options).settings(name)
-        template = _template_for(name, settings)
-        url = settings.url or (template and template.replace("{name}", name))
-        if not url:
-            raise ConfigError(f"the configuration of {name} has no 'url'")
-        return Site(url, settings, settings.which, name)
+        return _site_in(read_configuration(self.options), name)
+
+    def problems(self) -> list[str]:
+        return problems_in(read_configuration(self.options))
+
+
+def problems_in(configuration: Configuration) -> list[str]:
+    """What is wrong with it, a line for each thing. Reads the files of all repositories."""
+    try:
+        configuration.settings()
+    except ConfigError as error:
+        return [str(error)]  # it is the same for each of them
+    problems = []
+    for name in configuration.names():
+        try:
+            _site_in(configuration, name)
+        except ConfigError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _site_in(configuration: Configuration, name: str) -> Site:
+    settings = configuration.settings(name)
+    template = _template_for(name, settings)
+    url = settings.url or (template and template.replace("{name}", name))
+    if not url:
+        raise ConfigError(f"the configuration of {name} has no 'url'")
+    return Site(url, settings, settings.which, name)
 
 
 def _template_for(name: str, settings: Settings) -> str | None:

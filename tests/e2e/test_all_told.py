@@ -108,3 +108,23 @@ def test_doctor_takes_a_mount_of_all(few: Few) -> None:
     assert not [test for test in found if UNUSED in test]
     assert few.doctor(few.mount / GOOD)["repository"]["state"] == "ok"
     assert few.doctor("nothing")["configuration"]["state"] == "failed"
+
+
+def test_a_file_that_is_broken_is_named_also_while_nobody_uses_it(few: Few) -> None:
+    broken = few.files / "broken.example.org.toml"
+    broken.write_text('url = "http://unterminated\n')
+    outcome = few.host.cvfs("doctor", "--json", check=False)
+    (found,) = [each for each in json.loads(outcome.stdout)["findings"] if each["test"] == "configuration"]
+    assert (outcome.returncode, found["state"], f"{broken}:1: " in found["says"]) == (1, "failed", True)
+    few.read(GOOD)
+    assert f"{broken}:1: " in error_line(few.host.cvfs("refresh", few.mount, check=False))
+    listed = few.host.cvfs("config", "list", check=False)
+    assert listed.returncode == 1
+    assert [line.split()[0] for line in listed.stdout.decode().splitlines()] == [GOOD, DOWN, UNUSED]
+    assert f"{broken}:1: " in error_line(listed)
+    told = json.loads(few.host.cvfs("config", "list", "--json", check=False).stdout)
+    assert [each["name"] for each in told["repositories"]] == [GOOD, DOWN, UNUSED]
+    assert f"{broken}:1: " in told["problems"][0]
+    broken.unlink()
+    few.host.cvfs("refresh", few.mount)
+    assert few.doctor()["configuration"]["state"] == "ok"
