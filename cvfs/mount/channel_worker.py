@@ -134,11 +134,17 @@ class _Assembly:
 
         async with trio.open_nursery() as nursery:
             counts = Counting(Path(orders.state["shown"]), orders.slot, orders.count, mount.status, self._tell_others)
-            orders.handlers = {"switch": partial(self._switch, mounted), "count": counts.answer}
+            orders.handlers = {
+                "switch": partial(self._switch, mounted),
+                "count": counts.answer,
+                "names": lambda _: nursery.start_soon(mounted.reload),
+                "anew": lambda order: mounted.forget(order["label"]),
+            }
             if orders.slot == 0:
                 self._lead(mount, mounted, shown, counts, worker.invalidate, nursery)
             else:
                 mounted.on_open = partial(self._tell_of, shown)
+                mounted.on_anew = lambda label: self._tell_others({"type": "anew", "label": label})
             await worker.serve(started)
             nursery.cancel_scope.cancel()
         if orders.state.get("unmounted"):
@@ -158,12 +164,13 @@ class _Assembly:
         followers = Followers(orders, nursery)
         control = Control(self._runtime, request.directory, self._is_mounted, partial(self._hold_anew, shown))
         refreshers = Refreshers(mounted, shown, invalidate, followers.announce, nursery, control.look)
-        mount.refreshers = refreshers
+        mount.refreshers, refreshers.tell_others = refreshers, self._tell_others
         orders.handlers |= {
             "relayed": followers.receive_receipt,
             "switched": followers.receive_confirmation,
             "counts": counts.take,
             "opened": lambda order: refreshers.adopt(order["label"]),
+            "anew": partial(self._begin_anew, mounted, refreshers),
         }
         answers: Answers = {"status": lambda _: counts.whole_status(), "reload": self._reload}
         answers = {**answers, **refresh_answer(request, refreshers)}
@@ -171,6 +178,11 @@ class _Assembly:
         nursery.start_soon(refreshers.run)
         if request.settings.metrics:
             nursery.start_soon(export, request.settings.metrics, self._runtime)
+
+    def _begin_anew(self, mounted: Mounted, refreshers: Refreshers, order: Message) -> None:
+        """Another worker was the first to see that a repository may be another now."""
+        mounted.forget(order["label"])
+        refreshers.anew(order["label"])
 
     def _is_mounted(self) -> bool:
         point, device = self._orders.state.get("mounted", ("/", ""))

@@ -63,6 +63,9 @@ class Member:
         self._flights, self._work, self._is_known = flights, work, is_known
         self.opened: Opened | None = None
         self.failure: CvfsError | None = None
+        """Why it could not be opened the last time."""
+        self._told: CvfsError | None = None
+        """The same, if those who ask are told of it instead of being kept waiting."""
         self._retry_at, self._failures = 0.0, 0
 
     @property
@@ -74,8 +77,8 @@ class Member:
         """Raises NotOpen: it has to be opened first; CvfsError: it cannot be, as was found out a moment ago."""
         if self.opened is not None:
             return self.opened.filesystem
-        if self.failure is not None and time.monotonic() < self._retry_at:
-            raise self.failure.with_traceback(None)
+        if self._told is not None and time.monotonic() < self._retry_at:
+            raise self._told.with_traceback(None)
         raise NotOpen(self)
 
     def shown_nowait(self) -> FileSystem | None:
@@ -93,7 +96,7 @@ class Member:
         """
         if self.opened is not None:
             return self.opened
-        failure = self.failure
+        failure = self._told
         self._put_off()
         with trio.move_on_after(GLANCE_S if failure else float("inf")):
             return await self._flights.join(self.label, self._open)
@@ -108,13 +111,23 @@ class Member:
             raise
         if self.failure is not None:
             log.info("%s can be opened again", self.label or "the repository")
-        self.opened, self.failure, self._failures = opened, None, 0
+        self.opened, self.failure, self._told, self._failures = opened, None, None, 0
         return opened
+
+    def forgive(self) -> None:
+        """Have it tried for the next one who asks, and waited for, as if it had never failed."""
+        self._told, self._retry_at, self._failures = None, 0.0, 0
+
+    def close(self) -> None:
+        """Have it opened anew for the next one who asks. What has been opened is not ended before the mount is."""
+        self.opened = self.failure = None
+        self.forgive()
 
     def _fail(self, error: CvfsError) -> None:
         if str(error) != str(self.failure):
             log.warning("cannot open %s: %s", self.label or "the repository", error)
-        self.failure, self._failures = error, self._failures + 1
+        self.failure = self._told = error
+        self._failures += 1
         self._put_off()
 
     def _put_off(self) -> None:

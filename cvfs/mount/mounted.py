@@ -25,12 +25,15 @@ ALL: Final = "cvfs"
 
 
 OnOpen = Callable[[Member, Opened], None]
+OnAnew = Callable[[str], None]
 
 
 class Mounted(Protocol):
-    """The repositories of a mount. `on_open(member, opened)` is called when one has been opened."""
+    """The repositories of a mount. `on_open(member, opened)` is called when one has been opened, `on_anew(label)` when
+    one has to be opened anew, since another repository may have taken its name."""
 
     on_open: OnOpen
+    on_anew: OnAnew
 
     @property
     def view(self) -> View:
@@ -44,7 +47,13 @@ class Mounted(Protocol):
         """Find out what there is to show. Raises CvfsError: nothing."""
 
     async def reload(self) -> None:
-        """Look again at what there is to show."""
+        """Look again at what there is to show, and forget what could not be opened."""
+
+    def forget(self, label: str) -> None:
+        """Open it anew, as another worker does."""
+
+    def changed(self) -> Sequence[str]:
+        """The names of which the kernel may still believe that they are there, or not."""
 
     async def problems(self) -> list[str]:
         """What is wrong with the configuration of what is to be shown."""
@@ -62,6 +71,7 @@ class _One:
     def __init__(self, request: MountRequest, ground: Ground, shown: Shown) -> None:
         site = Site(request.url, request.settings, request.revision)
         self.on_open: OnOpen = lambda member, opened: None
+        self.on_anew: OnAnew = lambda label: None
         self._member = Member(ALONE, ROOT_INODE, Flights(ground.nursery), self._open, lambda: True)
         self._work = partial(_open_site, ground, shown, site, ROOT_INODE)
         self.source = request.url
@@ -75,6 +85,12 @@ class _One:
 
     async def reload(self) -> None:
         """It is always the same one."""
+
+    def forget(self, label: str) -> None:
+        """It cannot become another."""
+
+    def changed(self) -> Sequence[str]:
+        return ()
 
     async def problems(self) -> list[str]:
         """It was read when the mount was made."""
@@ -98,7 +114,9 @@ class _Many:
         index = ground.cache.index
         self._repositories = Repositories(ConfiguredSites(request.options), index, shown, opener, ground.nursery)
         self._repositories.on_open = self._opened
+        self._repositories.on_anew = self._anew
         self.on_open: OnOpen = lambda member, opened: None
+        self.on_anew: OnAnew = lambda label: None
         self.view: View = Forest(self._repositories, index.find)
         self.source = ALL
 
@@ -107,6 +125,13 @@ class _Many:
 
     async def reload(self) -> None:
         await self._repositories.load()
+        self._repositories.forgive()
+
+    def forget(self, label: str) -> None:
+        self._repositories.forget(label)
+
+    def changed(self) -> Sequence[str]:
+        return self._repositories.changed()
 
     async def problems(self) -> list[str]:
         return await self._repositories.problems()
@@ -119,6 +144,9 @@ class _Many:
 
     def _opened(self, member: Member, opened: Opened) -> None:
         self.on_open(member, opened)
+
+    def _anew(self, label: str) -> None:
+        self.on_anew(label)
 
 
 async def _open_site(ground: Ground, shown: Shown, site: Site, root_inode: int) -> Opened:

@@ -76,6 +76,12 @@ class Refresher:
         while self.count <= before:
             await self._done.wait()
 
+    def end(self) -> Repository:
+        """Nobody runs it any more: whoever waits is not to wait forever. What it has kept new."""
+        self.count += 1 + self._is_busy
+        self._done.set()
+        return self._filesystem.repository
+
     async def run(self) -> None:
         """Refresh whenever that is requested, and at intervals; sooner where the last answer was not good, and at once
         where it is not known how long what is shown is signed for: what an earlier worker accepted was not stored."""

@@ -9,7 +9,8 @@ from typing import Any, Final
 import trio
 
 from cvfs.errors import CvfsError
-from cvfs.fuse.invalidate import Changes
+from cvfs.fuse.invalidate import Changes, find_changes
+from cvfs.fuse.link import Message
 from cvfs.inodes import ROOT_INODE
 from cvfs.model import Manifest
 from cvfs.mount.control import Answers
@@ -19,6 +20,7 @@ from cvfs.mount.mounted import ALONE, Mounted
 from cvfs.mount.refresher import Invalidate, Refresher
 from cvfs.mount.request import MountRequest
 from cvfs.mount.shown import Shown
+from cvfs.repository import Repository
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +64,18 @@ class Refreshers:
         self._mounted, self._shown = mounted, shown
         self._invalidate, self._announce, self._nursery, self._awake = invalidate, announce, nursery, awake
         self._refreshers: dict[str, Refresher] = {}
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._replaced: dict[str, tuple[Repository, trio.Event]] = {}
+        """What was called so before, until the kernel has been told how the new one differs."""
+        self.tell_others: Callable[[Message], None] = lambda message: None
+        """Sends a message to the other workers of the mount."""
         self._tries: dict[str, int] = {}
         self._rounds = self._rounds_begun = 0
         self._problem = ""
 
     async def run(self) -> None:
         """Begin with what is open, here or in another worker; one after the other, for nobody waits for it."""
-        self._mounted.on_open = self._begin
+        self._mounted.on_open, self._mounted.on_anew = self._begin, self._announce_anew
         for member in self._mounted.members():
             if member.opened:
                 self._begin(member, member.opened)
@@ -78,6 +85,45 @@ class Refreshers:
     def adopt(self, label: str) -> None:
         """Another worker has opened this one."""
         self._nursery.start_soon(self._adopt, label)
+
+    def anew(self, label: str) -> None:
+        """Another repository may have taken this name: what the kernel knows of the one before is not so any more."""
+        refresher = self._refreshers.pop(label, None)
+        if refresher is None:
+            self._nursery.start_soon(self._invalidate, _name_of(label))
+            return
+        self._scopes.pop(label).cancel()
+        if label in self._replaced:
+            self._replaced[label][1].set()  # by one that was replaced before it was looked at
+        done = trio.Event()
+        self._replaced[label] = refresher.end(), done
+        self._tries[label] = self._tries.get(label, 0) + refresher.count
+        self._nursery.start_soon(self._replace, label, done)
+
+    async def _replace(self, label: str, done: trio.Event) -> None:
+        """Names below what somebody has open outlive the name of the repository, and would be believed of the new one:
+        so that is opened unasked, and compared."""
+        await self._invalidate(_name_of(label))
+        member = self._mounted.member(label)
+        if member is not None and member.opened is None:
+            await self._try_to_open(member)
+        if member is None or member.opened is None:
+            done.set()  # it is compared when it can be opened
+
+    async def _compare(self, label: str, opened: Opened) -> None:
+        if label not in self._replaced:
+            return
+        before, done = self._replaced.pop(label)
+        try:
+            await self._invalidate(await find_changes(before, opened.filesystem.repository))
+        except CvfsError as error:
+            log.warning("of what %s was before, names that are in use stay: %s", label, error)
+        finally:
+            done.set()
+
+    def _announce_anew(self, label: str) -> None:
+        self.tell_others({"type": "anew", "label": label})
+        self.anew(label)
 
     def request(self, label: str | None) -> dict[str, Any]:
         """Have the newest revision looked for: of one repository, or (None) of all that are open, and what there is to
@@ -127,18 +173,25 @@ class Refreshers:
             partial(self._shown.settle, label),
             self._awake,
         )
-        self._nursery.start_soon(self._keep_new, label)
+        self._scopes[label] = trio.CancelScope()
+        self._nursery.start_soon(self._keep_new, member, opened, self._refreshers[label], self._scopes[label])
 
-    async def _keep_new(self, label: str) -> None:
-        await self._awake()
+    async def _keep_new(self, member: Member, opened: Opened, refresher: Refresher, scope: trio.CancelScope) -> None:
+        label = member.label
+        with scope:
+            await self._awake()
+            await self._compare(label, opened)
+            await self._finish(label, refresher)
+            await refresher.run()
+
+    async def _finish(self, label: str, refresher: Refresher) -> None:
         while (previous := self._shown.previous(label)) is not None:
             try:
-                await self._refreshers[label].finish(previous)
+                await refresher.finish(previous)
                 break
             except CvfsError as error:  # a page that tells what changed cannot be had now
                 log.warning("the kernel is still to be told of what changed in %s: %s", label or "the mount", error)
                 await trio.sleep(_AGAIN_S)
-        await self._refreshers[label].run()
 
     async def _tell(self, label: str, new: Manifest, old: Manifest) -> Following | None:
         """The kernel may still believe something of an older one than `old`, if not all have followed that switch."""
@@ -163,14 +216,23 @@ class Refreshers:
 
     async def _refresh_all(self) -> None:
         await self._mounted.reload()
+        self.tell_others({"type": "names"})
         problems = await self._mounted.problems()
         shown = {member.label for member in self._mounted.members()}
         refreshers = {label: one for label, one in self._refreshers.items() if label in shown}
         async with trio.open_nursery() as nursery:
+            for _, done in self._replaced.values():
+                nursery.start_soon(done.wait)
             if ALONE not in refreshers:
-                nursery.start_soon(self._invalidate, Changes([], {ROOT_INODE}))
+                names = [(ROOT_INODE, label.encode()) for label in self._mounted.changed()]
+                nursery.start_soon(self._invalidate, Changes(names, {ROOT_INODE}))
             for refresher in refreshers.values():
                 nursery.start_soon(refresher.now)
         problems += [f"{label}: {one.problem}" for label, one in refreshers.items() if one.problem]
         self._problem = "; ".join(problems)
         self._rounds += 1
+
+
+def _name_of(label: str) -> Changes:
+    """The kernel is to look a repository of a mount of all up again."""
+    return Changes([(ROOT_INODE, label.encode())], {ROOT_INODE})

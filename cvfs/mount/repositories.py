@@ -54,7 +54,8 @@ class Repositories:
     """All that a mount of many shows; see `cvfs.forest.Trees`. Call `load` before anything else.
 
     `shown` says what other workers of the mount have opened. A member once made stays: what the kernel was told of it
-    keeps its meaning, whatever becomes of the configuration.
+    keeps its meaning, whatever becomes of the configuration. What was removed from that and is there again is opened
+    anew, since it may be another repository: `on_anew(label)` is called then.
     """
 
     def __init__(self, sites: Sites, index: InodeIndex, shown: Shown, opener: Opener, nursery: trio.Nursery) -> None:
@@ -68,11 +69,30 @@ class Repositories:
         self._by_seed: dict[int, Member] = {}
         self._tried: Memory[str, Member] = Memory(_TRIED)
         self._stamp_ns, self._looked_at = 0, 0.0
+        self._removed: set[str] = set()
+        self._changed: dict[str, float] = {}
+        """Names that have come or gone, and when: the kernel believes what was so before for `NAMES_S`."""
         self.on_open: Callable[[Member, Opened], None] = lambda member, opened: None
+        self.on_anew: Callable[[str], None] = lambda label: None
 
     async def load(self) -> None:
         """Read the names anew. What cannot be read is logged, and the names that were known stay."""
         await self._flights.join(None, self._load)
+
+    def forgive(self) -> None:
+        """Try at once what could not be opened, for whoever asks next: it may have been the configuration's fault."""
+        self._tried = Memory(_TRIED)
+        for member in self._members.values():
+            member.forgive()
+
+    def forget(self, label: str) -> None:
+        """Open it anew, for whoever asks next: another worker knows that it may be another repository now."""
+        if label in self._members:
+            self._members[label].close()
+
+    def changed(self) -> list[str]:
+        """The names of which the kernel may still believe that they are there, or not."""
+        return list(self._changed)
 
     async def problems(self) -> list[str]:
         """What is wrong with the configuration, also of repositories that nobody uses."""
@@ -154,9 +174,25 @@ class Repositories:
         new = [label for label in labels if label not in self._members]
         for label, inode in zip(new, await trio.to_thread.run_sync(self._number, new), strict=True):
             self._add(Member(label, inode, self._flights, self._open, self._is_known(label)))
+        before, is_first = self._listed_labels, not self._looked_at
         self._listed = [self._members[label] for label in sorted(self._names.listed) if label in self._members]
         self._listed_labels = frozenset(member.label for member in self._listed)
+        if stamp_ns != self._stamp_ns:
+            self.forgive()
         self._stamp_ns, self._looked_at = stamp_ns, time.monotonic()
+        if not is_first:
+            self._note_changes(before)
+
+    def _note_changes(self, before: frozenset[str]) -> None:
+        now = self._looked_at
+        self._changed = {label: at for label, at in self._changed.items() if now < at + NAMES_S}
+        self._changed |= dict.fromkeys(before ^ self._listed_labels, now)
+        self._removed |= {label for label in before if not self._may_be_shown(label)}
+        for label in [label for label in self._removed if self._may_be_shown(label)]:
+            self._removed.remove(label)
+            self._shown.drop(label)
+            self.forget(label)
+            self.on_anew(label)
 
     def _is_known(self, label: str) -> Callable[[], bool]:
         return lambda: label in self._shown.names()

@@ -74,6 +74,11 @@ class Shown:
             revisions[name] = _Revision(encode_manifest(new).decode(), encode_manifest(old).decode())
         return True
 
+    def drop(self, name: str) -> None:
+        """Nothing is shown of it: who opens it next says what is."""
+        with self._changed() as revisions:
+            revisions.pop(name, None)
+
     def settle(self, name: str) -> None:
         """The kernel has been told."""
         with self._changed() as revisions:

@@ -1,14 +1,17 @@
 """A mount of all repositories: what is said of those that cannot be used, and how it follows a configuration."""
 
+import errno
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.host import Host, error_line
+from tests import kernel_caches
+from tests.e2e.host import Host, error_line, wait_until
 from tests.small_store import SmallStore
 
 GOOD, OTHER, DOWN, UNUSED = "a.example.org", "b.example.org", "down.example.org", "unused.example.org"
@@ -128,3 +131,68 @@ def test_a_file_that_is_broken_is_named_also_while_nobody_uses_it(few: Few) -> N
     broken.unlink()
     few.host.cvfs("refresh", few.mount)
     assert few.doctor()["configuration"]["state"] == "ok"
+
+
+@pytest.fixture(params=["channel", "pyfuse3", "two workers"])
+def changing(request: pytest.FixtureRequest, auto_host: Host, tmp_path: Path) -> Iterator[Few]:
+    """As `few`, for each engine."""
+    few = Few(auto_host, tmp_path)
+    few.add(GOOD, b"one")
+    more = ("channel", "--workers", "2") if request.param == "two workers" else (request.param,)
+    auto_host.cvfs("mount", "--all", few.mount, "--engine", *more)
+    yield few
+    auto_host.umount(few.mount)
+
+
+def test_what_was_configured_wrongly_is_tried_anew(changing: Few) -> None:
+    store = changing.add(OTHER, b"two")
+    changing.configure(OTHER, "http://127.0.0.1:1")
+    changing.host.cvfs("refresh", changing.mount)
+    for _ in range(5):  # from then on it would be left alone for 15 s
+        wait_until(lambda: _has_failed(changing, OTHER))
+        time.sleep(0.5)
+    changing.configure(OTHER, store.path.as_uri(), store.root)
+    changing.host.cvfs("refresh", changing.mount)
+    assert changing.read(OTHER) == b"two"
+
+
+def _has_failed(few: Few, name: str) -> bool:
+    try:
+        os.listdir(few.mount / name)
+    except OSError as error:
+        return error.errno == errno.EIO
+    return False
+
+
+@pytest.mark.usefixtures("kept_kernel_caches")
+def test_what_was_removed_is_gone_with_a_refresh(changing: Few) -> None:
+    for _ in range(2):  # what is looked up when it is open, the kernel believes for some seconds
+        assert changing.read(GOOD) == b"one"
+    (changing.files / f"{GOOD}.toml").unlink()
+    changing.host.cvfs("refresh", changing.mount)
+    for _ in range(4):
+        with pytest.raises(FileNotFoundError):
+            os.listdir(changing.mount / GOOD)
+
+
+def test_what_was_removed_and_added_is_opened_anew(changing: Few) -> None:
+    assert changing.read(GOOD) == b"one"
+    mine = changing.files / f"{GOOD}.toml"
+    with open(changing.mount / GOOD / "file", "rb") as file:
+        mine.unlink()
+        changing.host.cvfs("refresh", changing.mount)
+        store = changing.add(GOOD, b"another", "elsewhere")
+        changing.host.cvfs("refresh", changing.mount)
+        for _ in range(4):
+            kernel_caches.drop()
+            assert changing.read(GOOD) == b"another"
+        assert file.read() == b"one"
+    status = changing.host.status(changing.mount / GOOD)
+    assert (status["url"], status["state"]) == (store.path.as_uri(), "ok")
+    store.publish({b"file": b"newer"})
+    changing.host.cvfs("refresh", changing.mount / GOOD)
+    assert changing.read(GOOD) == b"newer"
+    if changing.host.status(changing.mount)["engine"] == "channel":
+        changing.host.cvfs("reload", changing.mount)
+        kernel_caches.drop()
+        assert changing.read(GOOD) == b"newer"
