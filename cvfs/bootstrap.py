@@ -100,7 +100,10 @@ async def _ask(source: Source, path: str, max_bytes: int, early: dict[str, bytes
 
 
 async def _find_root(source: Source, pin: Pin) -> bytes:
-    """The root with the pinned SHA-256, or the very first one if the first one met is to be trusted."""
+    """The root with the pinned SHA-256, or the very first one if the first one met is to be trusted.
+
+    A server that has something for every path must not be asked for all the roots that there could be.
+    """
     for version in range(1, names.MAX_ROOT_STEPS):
         try:
             path = names.metadata_path("root", version)
@@ -109,9 +112,19 @@ async def _find_root(source: Source, pin: Pin) -> bytes:
             if version == 1:
                 raise
             raise TrustError(f"{source.url} has no root with the SHA-256 {pin.sha256}") from error
+        check_not_a_web_page(root, source.url, path)
+        found, _ = _peek(root)
+        if found != version:
+            raise TrustError(f"{source.url} has version {found} of the root as {path}")
         if pin.first_use or root_id(root) == pin.sha256:
             return root
     raise TrustError(f"{source.url} has more roots than are followed, and none with the SHA-256 {pin.sha256}")
+
+
+def check_not_a_web_page(data: bytes, url: str, path: str) -> None:
+    """Raises TrustError: what came from the mirror at `url` is for people."""
+    if data.lstrip()[:1] == b"<":
+        raise TrustError(f"no repository at {url}: it serves a web page (HTML or XML) instead of {path}")
 
 
 class _Signed(msgspec.Struct):

@@ -147,6 +147,47 @@ def test_without_a_known_revision_it_is_said_what_is_there(server: FaultyServer,
     assert not state.exists()
 
 
+def by_sha256(sha256: str, state: Path, *urls: str) -> Head:
+    """The first head of a client that has only the SHA-256 of the root."""
+
+    async def main() -> Head:
+        with closing(Transport(user_agent="test")) as transport:
+            mirrors = Mirrors(Network(transport), urls)
+            return await Heads(mirrors, urls[0], state, Pin("a test", None, sha256)).current(8.0)
+
+    return trio.run(main)
+
+
+def no_page(exchange: servers.Exchange) -> None:
+    """A server of programs in the browser: for what it does not have, it has the page in which all begins."""
+    (servers.html if exchange.body is None else servers.behave)(exchange)
+
+
+@pytest.mark.parametrize("fault", [servers.html, no_page])
+def test_a_page_for_every_path_is_no_root(
+    server: FaultyServer, store: SmallStore, state: Path, tmp_path: Path, fault: servers.Fault
+) -> None:
+    server.misbehave(fault)
+    with pytest.raises(TrustError, match=r"it serves a web page \(HTML or XML\) instead of metadata/[12]\.root\.json"):
+        by_sha256("0" * 64, state, server.url)
+    assert server.requests.total() <= 4  # once more, past what may be a proxy's
+    with FaultyServer(store.path) as other:
+        sha256 = root_id((server.directory.parent / "root.json").read_bytes())
+        server.misbehave(servers.html)
+        assert by_sha256(sha256, state, server.url, other.url).manifest.revision == 1
+
+
+def test_a_root_is_looked_for_by_its_version(server: FaultyServer, state: Path) -> None:
+    """What has the same answer to everything ends the search, also if that could be a root."""
+    root = (server.directory / "metadata/1.root.json").read_bytes()
+    server.misbehave(lambda exchange: exchange.answer(body=root))
+    with pytest.raises(TrustError, match=r"has version 1 of the root as metadata/2\.root\.json"):
+        by_sha256("0" * 64, state, server.url)
+    server.misbehave(lambda exchange: exchange.answer(body=b"{}"))
+    with pytest.raises(TrustError, match=r"not a root\.json"):
+        by_sha256("0" * 64, state, server.url)
+
+
 def test_unknown_format_is_named(server: FaultyServer, store: SmallStore, state: Path) -> None:
     data = encode_manifest(store.publish({})).replace(b'"format": 1', b'"format": 9')
     store.sign(store.put(data), data)

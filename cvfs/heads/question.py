@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 import trio
 
-from cvfs.bootstrap import Answers, Opening, ask_ahead, open_source
+from cvfs.bootstrap import Answers, Opening, ask_ahead, check_not_a_web_page, open_source
 from cvfs.errors import (
     ConfigError,
     CvfsError,
@@ -111,7 +111,9 @@ class Question(msgspec.Struct):
                 raise TooLargeError(f"{source.url}/{path}", f"more than {max_bytes} bytes")
             return answer
 
-        _check_not_a_web_page(early.get(names.TIMESTAMP), source.url)
+        timestamp = early.get(names.TIMESTAMP)
+        if isinstance(timestamp, bytes):
+            check_not_a_web_page(timestamp, source.url, names.TIMESTAMP)
         try:
             chain = await trio.to_thread.run_sync(_follow_chain, known, fetch, self.now())
         except TrustError as error:
@@ -168,8 +170,3 @@ def _follow_chain(known: Bundle, fetch: Callable[[str, int], bytes], now_s: floa
 
 def _no_repository(error: StatusError, url: str) -> CvfsError:
     return ConfigError(f"no repository at {url}: it has no {names.TIMESTAMP} ({error.reason})")
-
-
-def _check_not_a_web_page(early: bytes | CvfsError | None, url: str) -> None:
-    if isinstance(early, bytes) and early.lstrip()[:1] == b"<":
-        raise TrustError(f"no repository at {url}: it serves a web page (HTML or XML) instead of {names.TIMESTAMP}")
