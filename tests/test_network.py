@@ -245,6 +245,22 @@ def test_a_proxy_stands_in_for_another_until_that_is_back(fleet: list[FaultyServ
     run(action, ["http://mirror.example"], [list(proxies)])
 
 
+def test_what_is_shown_of_the_environment_is_the_proxy_that_is_used(
+    fleet: list[FaultyServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[object] = []
+
+    async def action(net: Net) -> None:
+        await net.mirrors.fetch_blob(REF, 20)
+        shown.append((net.status["proxy"], [proxy["address"] for proxy in net.status["proxies"]]))
+
+    run(action, [fleet[0].url])
+    monkeypatch.setenv("http_proxy", fleet[1].url.replace("://", "://user:secret@"))
+    run(action, ["http://mirror.example"])
+    run(action, [fleet[0].directory.as_uri()])
+    assert shown == [(DIRECT, [DIRECT]), (fleet[1].url, [fleet[1].url]), (DIRECT, [DIRECT])]
+
+
 def test_the_next_group_is_for_when_the_first_has_failed(fleet: list[FaultyServer]) -> None:
     with servers.refusing_port() as port, servers.silent_port() as silent:
         dead = [f"http://127.0.0.1:{port}"]

@@ -18,7 +18,15 @@ import trio
 from cvfs.errors import ConfigError, IntegrityError, TransportError
 from cvfs.mirrors.health import PATIENCE_S, FetchError, Health
 from cvfs.mirrors.plan import Proxy, Route, Site, preference
-from cvfs.transport import ENVIRONMENT, Transport, check_base_url, check_proxy, origin_of
+from cvfs.transport import (
+    DIRECT,
+    ENVIRONMENT,
+    Transport,
+    check_base_url,
+    check_proxy,
+    environment_proxy,
+    origin_of,
+)
 from cvfs.trust import names
 
 log = logging.getLogger(__name__)
@@ -238,10 +246,22 @@ def describe(routes: Routes, used: Route | None, now: float) -> dict[str, Any]:
     """What `cvfs status` shows: the mirrors in order of preference, the proxies, and what was used last."""
     return {
         "mirror": used.site.url if used else None,
-        "proxy": used.proxy.address if used else None,
+        "proxy": _proxy_to(used.site, used.proxy) if used else None,
         "mirrors": [_describe_site(routes, site, now) for site in sorted(routes.sites, key=lambda site: site.rank)],
-        "proxies": [_describe_proxy(proxy, now) for proxy in dict.fromkeys(way.proxy for way in routes.ways)],
+        "proxies": [
+            _describe_proxy(address, proxy, now)
+            for proxy in dict.fromkeys(way.proxy for way in routes.ways)
+            for address in dict.fromkeys(_proxy_to(site, proxy) for site in routes.sites)
+        ],
     }
+
+
+def _proxy_to(site: Site, proxy: Proxy) -> str:
+    """The address of the proxy that is really asked, or DIRECT. Without the password that the environment may have."""
+    if proxy.address != ENVIRONMENT:
+        return proxy.address
+    scheme, _, rest = (environment_proxy(site.url) or "").partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if rest and not site.url.startswith("file:") else DIRECT
 
 
 def _describe_site(routes: Routes, site: Site, now: float) -> dict[str, Any]:
@@ -260,10 +280,10 @@ def _describe_site(routes: Routes, site: Site, now: float) -> dict[str, Any]:
     }
 
 
-def _describe_proxy(proxy: Proxy, now: float) -> dict[str, Any]:
+def _describe_proxy(address: str, proxy: Proxy, now: float) -> dict[str, Any]:
     error = proxy.health.last_error if proxy.health.failing else None
     return {
-        "address": proxy.address,
+        "address": address,
         "group": proxy.group + 1,
         "state": proxy.health.describe(now),
         "problem": error.reason if error else "",
