@@ -315,6 +315,7 @@ def test_now_and_then_another_mirror_is_asked_for_news(fleet: list[FaultyServer]
         assert asked_of[fleet[1].url] == 1
         assert asked_of[fleet[2].url] >= 1
         assert net.states()[1] == "shunned"
+        assert net.status["mirrors"][1]["problem"] == "older than what is known"
 
     run(action, [server.url for server in fleet])
 

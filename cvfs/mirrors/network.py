@@ -268,15 +268,16 @@ def _describe_site(routes: Routes, site: Site, now: float) -> dict[str, Any]:
     """The best that is known of it, by whatever proxy."""
     ways = [way for way in routes.ways if way.site is site]
     best = min(ways, key=lambda way: (way.health.failing, now < way.shunned_until, not way.health.answered))
-    state = best.health.describe(now)
-    if state == "ok" and now < max(best.shunned_until, site.shunned_until):
-        state = "shunned"
-    error = best.health.last_error if best.health.failing else None
+    state, error = best.health.describe(now), best.health.last_error if best.health.failing else None
+    problem = error.reason if error else ""
+    shunned = next((each for each in (best, site) if now < each.shunned_until), None)
+    if state == "ok" and shunned is not None:
+        state, problem = "shunned", shunned.shunned_for
     return {
         "url": site.url,
         "state": state,
         "latency_ms": None if best.health.latency_s is None else round(best.health.latency_s * 1000, 1),
-        "problem": error.reason if error else "",
+        "problem": problem,
     }
 
 

@@ -30,6 +30,7 @@ class Site(msgspec.Struct, eq=False):
     url: str
     rank: int
     shunned_until: float = 0.0
+    shunned_for: str = ""
     etag: str | None = None
     """Of the answer to the last probe."""
 
@@ -50,6 +51,8 @@ class Route(msgspec.Struct, eq=False):
     proxy: Proxy
     health: Health
     shunned_until: float = 0.0
+    shunned_for: str = ""
+    """The wrong answer."""
 
     @property
     def is_failing(self) -> bool:
@@ -157,10 +160,10 @@ class Plan:
 
     def _blame_answer(self, route: Route, error: FetchError, now: float) -> None:
         if _is_gone(error):
-            route.site.shunned_until = now + SHUN_S
+            route.site.shunned_until, route.site.shunned_for = now + SHUN_S, str(error)
             self._exhausted.update(other for other in self._routes if other.site is route.site)
             return
-        route.shunned_until = now + SHUN_S
+        route.shunned_until, route.shunned_for = now + SHUN_S, str(error)
         # Once more at once and past the caches: a proxy may have kept a damaged answer.
         if route in self._fresh or isinstance(error, StatusError):
             self._exhausted.add(route)

@@ -169,10 +169,13 @@ def _look_at_repository(client: Client) -> Iterator[Finding]:
     if heads.problem:
         yield failed("news", heads.problem, "what is known is served meanwhile")
     yield Finding("repository", "ok", f"revision {manifest.revision} of {manifest.repository}")
-    for mirror in client.mirrors.status()["mirrors"]:
-        if mirror["state"] not in ("ok", "unknown"):
+    network = client.mirrors.status()
+    others = [(f"mirror {each['url']}", each) for each in network["mirrors"]]
+    others += [(f"way by {each['address']}", each) for each in network["proxies"]]
+    for what, each in others:
+        if each["state"] not in ("ok", "unknown"):
             yield Finding(
-                f"mirror {mirror['url']}", "warning", f"{mirror['state']}: {mirror['problem']}", "ask its owner"
+                what, "warning", f"{each['state']}: {each['problem'] or 'it has not said why'}", "ask its owner"
             )
     now = time.time()
     if manifest.published_s > now + CLOCK_S:

@@ -1,5 +1,6 @@
 """The servers on the way to a repository, for `cvfs doctor`: name, port, certificate and clock of each."""
 
+import base64
 import email.utils
 import http.client
 import socket
@@ -9,17 +10,19 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from cvfs.config import Settings
+from cvfs.errors import ConfigError
 from cvfs.mount.findings import Finding, failed
-from cvfs.transport import DIRECT, ENVIRONMENT, check_base_url, check_proxy, environment_proxy
+from cvfs.transport import DIRECT, ENVIRONMENT, check_base_url, check_proxy, environment_proxy, load_credentials
 from cvfs.trust.names import TIMESTAMP
 
 CLOCK_S: Final = 60.0
 """More than two clocks that are kept right differ by."""
 
 SET_CLOCK: Final = "set the clock (timedatectl set-ntp true)"
+_UNKNOWN_TO_PROXY: Final = 407
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -29,6 +32,15 @@ class Hop(NamedTuple):
 
     address: str
     asked: str
+
+    @property
+    def is_proxy(self) -> bool:
+        return self.address != self.asked
+
+    @property
+    def is_tunnel(self) -> bool:
+        """Whether the proxy only passes on what it cannot read."""
+        return self.is_proxy and self.asked.startswith("https:")
 
 
 def hops_to(url: str, settings: Settings) -> list[Hop]:
@@ -61,27 +73,42 @@ def examine(hop: Hop, settings: Settings) -> Iterator[Finding]:
 
 def _examine_port(hop: Hop, host: str, port: int, settings: Settings) -> Iterator[Finding]:
     where = f"{host}:{port}"
+    what = f"{'proxy' if hop.is_proxy else 'server'} {where}"
     try:
         with socket.create_connection((host, port), settings.connect_deadline_s) as connection:
-            yield Finding(f"server {where}", "ok", "takes connections")
+            yield Finding(what, "ok", "takes connections")
             if not hop.address.startswith("https:"):
-                yield from _compare_clocks(hop, where, connection)
+                yield from _examine_answer(hop, where, connection, settings)
                 return
             context = ssl.create_default_context(cafile=settings.ca)
             with context.wrap_socket(connection, server_hostname=host) as secured:
                 yield Finding(f"TLS {where}", "ok", secured.version() or "")
-                yield from _compare_clocks(hop, where, secured)
+                yield from _examine_answer(hop, where, secured, settings)
     except ssl.SSLError as error:
         remedy = "name the authority's PEM file with --ca; check the clock"
         yield failed(f"TLS {where}", getattr(error, "verify_message", "") or str(error), remedy)
     except OSError as error:
-        yield failed(f"server {where}", error.strerror or str(error), "start it, or look at firewalls and proxies")
+        yield failed(what, error.strerror or str(error), "start it, or look at firewalls and proxies")
 
 
-def _compare_clocks(hop: Hop, where: str, connection: socket.socket) -> Iterator[Finding]:
+def _examine_answer(hop: Hop, where: str, connection: socket.socket, settings: Settings) -> Iterator[Finding]:
+    """What the head of any answer tells: whether a proxy lets this client through, and what time it is there."""
+    response = _ask(hop, connection, settings)
+    if response is None:
+        return
+    if response.status == _UNKNOWN_TO_PROXY and hop.is_proxy:
+        says = f"refuses this client: HTTP {response.status} {response.reason}".rstrip()
+        yield failed(f"proxy {where}", says, "name a file with its user and password with --credentials")
+    elif not hop.is_tunnel:
+        yield from _compare_clocks(where, response.headers)
+
+
+def _compare_clocks(where: str, said: http.client.HTTPMessage) -> Iterator[Finding]:
     """A clock that runs ahead would only show in that everything seems to have expired."""
-    theirs_s = _ask_time(hop, connection)
-    if theirs_s is None:
+    try:
+        date = email.utils.parsedate_to_datetime(said.get("Date", ""))
+        theirs_s = date.timestamp() + float(said.get("Age", "0"))
+    except ValueError:
         return
     ahead_s = time.time() - theirs_s
     if abs(ahead_s) <= CLOCK_S:
@@ -91,19 +118,33 @@ def _compare_clocks(hop: Hop, where: str, connection: socket.socket) -> Iterator
     yield Finding(f"clock by {where}", "warning", says, f"{SET_CLOCK}, if it is not the other that is wrong")
 
 
-def _ask_time(hop: Hop, connection: socket.socket) -> float | None:
-    """What a server says in the head of any answer, in seconds since 1970; None: nothing, or there is a tunnel."""
-    is_proxy = hop.address != hop.asked
-    if is_proxy and hop.asked.startswith("https:"):
-        return None
+def _ask(hop: Hop, connection: socket.socket, settings: Settings) -> http.client.HTTPResponse | None:
+    """The head of the answer to a small request, or to that for a tunnel; None: there is none."""
+    parts = urlsplit(hop.asked)
     asked = f"{hop.asked}/{TIMESTAMP}"
-    asking = http.client.HTTPConnection(urlsplit(hop.asked).netloc)
+    asking = http.client.HTTPConnection(parts.netloc)
     asking.sock = connection
+    # What a cache answers with would have the time at which it came there.
+    headers = {"Cache-Control": "no-cache", "Connection": "close", **_authorization(hop, settings)}
     with suppress(OSError, http.client.HTTPException, ValueError):
-        # What a cache answers with would have the time at which it came there.
-        headers = {"Cache-Control": "no-cache", "Connection": "close"}
-        asking.request("HEAD", asked if is_proxy else urlsplit(asked).path, headers=headers)
-        said = asking.getresponse().headers
-        date = email.utils.parsedate_to_datetime(said.get("Date", ""))
-        return date.timestamp() + float(said.get("Age", "0"))
+        if hop.is_tunnel:
+            asking.request("CONNECT", f"{parts.hostname}:{parts.port or _PORTS['https']}", headers=headers)
+        else:
+            asking.request("HEAD", asked if hop.is_proxy else urlsplit(asked).path, headers=headers)
+        return asking.getresponse()
     return None
+
+
+def _authorization(hop: Hop, settings: Settings) -> dict[str, str]:
+    """What a client with these settings sends to a proxy."""
+    if not hop.is_proxy:
+        return {}
+    parts = urlsplit(hop.address)
+    if parts.username is not None:
+        both = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        return {"Proxy-Authorization": f"Basic {base64.b64encode(both.encode()).decode()}"}
+    found = None
+    if settings.credentials is not None:
+        with suppress(ConfigError):  # the client says what is wrong with the file
+            found = load_credentials(settings.credentials).find(hop.address)
+    return {} if found is None else {"Proxy-Authorization": found}

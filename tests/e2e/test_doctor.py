@@ -82,7 +82,7 @@ def test_servers_names_proxies_and_keys(auto_host: Host, zoo_server: Server) -> 
         cases = (
             (("http://no-such-host.invalid",), "name no-such-host.invalid", ""),
             ((f"http://{dead}",), f"server {dead}", "refused"),
-            ((zoo_server.url, "--proxies", f"http://{dead}"), f"server {dead}", "refused"),
+            ((zoo_server.url, "--proxies", f"http://{dead}"), f"proxy {dead}", "refused"),
             ((zoo_server.url.replace("http:", "https:"),), f"TLS 127.0.0.1:{zoo_server.port}", ""),
             ((zoo_server.url, "--root-sha256", "0" * 64), "repository", "root"),
         )
@@ -131,12 +131,38 @@ def test_the_proxy_of_the_environment_is_the_way(auto_host: Host, zoo: Zoo) -> N
         auto_host.environment |= {"http_proxy": f"127.0.0.1:{proxy.port}", "no_proxy": ""}
         status, found = _doctor(auto_host, "http://mirror.invalid")
         assert status == 0, found
-        assert found[f"server 127.0.0.1:{proxy.port}"] == ("ok", "takes connections")
+        assert found[f"proxy 127.0.0.1:{proxy.port}"] == ("ok", "takes connections")
         assert not [name for name in found if "mirror.invalid" in name]
         assert found["repository"][0] == "ok"
     auto_host.environment["CVFS_START_DEADLINE_S"] = "1"
     status, found = _doctor(auto_host, "http://mirror.invalid")
-    assert (status, found[f"server 127.0.0.1:{proxy.port}"][0]) == (1, "failed")
+    assert (status, found[f"proxy 127.0.0.1:{proxy.port}"][0]) == (1, "failed")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_does_not_know_this_client(auto_host: Host, zoo: Zoo, tmp_path: Path, scheme: str) -> None:
+    """Also where the repository can be had without it, or by what is known already."""
+    auto_host.environment["CVFS_START_DEADLINE_S"] = "1"
+    with FaultyServer(zoo.store.path) as proxy:
+
+        def ask_who(exchange: servers.Exchange) -> None:
+            if "proxy-authorization" in exchange.headers:
+                servers.behave(exchange)
+            else:
+                exchange.answer("407 Proxy Authentication Required")
+
+        proxy.misbehave(ask_who)
+        way = (f"{scheme}://mirror.invalid", "--proxies", proxy.url)
+        status, found = _doctor(auto_host, *way)
+        state, says = found[f"proxy 127.0.0.1:{proxy.port}"]
+        assert (status, state, says.partition(":")[0]) == (1, "failed", "refuses this client")
+        assert "407" in says
+        known = tmp_path / "credentials.toml"
+        known.write_text(f'["{proxy.url}"]\nuser = "node"\npassword = "word"\n')
+        known.chmod(0o600)
+        found = _doctor(auto_host, *way, "--credentials", known)[1]
+        assert found[f"proxy 127.0.0.1:{proxy.port}"] == ("ok", "takes connections")
+        assert (scheme == "https") or (found["repository"][0] == "ok")
 
 
 @pytest.mark.parametrize("by_proxy", [False, True])
