@@ -31,6 +31,10 @@ _WRITE_S: Final = 15.0
 _TURN_S: Final = 2.0
 """How often a mount looks whether it has to answer for the others."""
 
+_NOT_ALLOWED: Final = (
+    b"HTTP/1.1 405 Method Not Allowed\r\nAllow: GET, HEAD\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+)
+
 _DEADLINE_S: Final = 10.0
 _MAX_REQUEST_BYTES: Final = 16 << 10
 
@@ -86,11 +90,20 @@ async def _write(path: Path, runtime: Runtime) -> None:
     """Old news would be taken for good ones: the file goes when nobody writes it any more."""
     try:
         while True:
-            await trio.to_thread.run_sync(write_atomically, path, await _metrics(runtime))
+            await trio.to_thread.run_sync(_replace, path, await _metrics(runtime))
             await trio.sleep(_WRITE_S)
     finally:
         with contextlib.suppress(OSError):
             os.unlink(path)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Who reads it is another user, and a daemon's umask keeps those out of what it makes. Raises OSError,
+    ConfigError."""
+    for directory in reversed([each for each in path.parents if not each.exists()]):
+        directory.mkdir()
+        directory.chmod(0o755)
+    write_atomically(path, data)
 
 
 @contextlib.contextmanager
@@ -110,7 +123,7 @@ def _listener(path: Path) -> Iterator[trio.SocketListener]:
 
 
 async def _answer(runtime: Runtime, stream: trio.SocketStream) -> None:
-    """Whatever is asked for, it is the metrics. A client that does not read them is left after some seconds."""
+    """Whatever path is asked for, it has the metrics. A client that does not read them is left after some seconds."""
     with trio.move_on_after(_DEADLINE_S), contextlib.suppress(trio.BrokenResourceError):
         request = b""
         while b"\r\n\r\n" not in request and len(request) < _MAX_REQUEST_BYTES:
@@ -118,9 +131,22 @@ async def _answer(runtime: Runtime, stream: trio.SocketStream) -> None:
             if not data:
                 return
             request += data
+        method = request.partition(b" ")[0]
+        if method not in (b"GET", b"HEAD"):
+            await stream.send_all(_NOT_ALLOWED)
+            await _let_finish(stream)
+            return
         body = await _metrics(runtime)
         head = f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n"
-        await stream.send_all(head.encode() + b"Connection: close\r\n\r\n" + body)
+        await stream.send_all(head.encode() + b"Connection: close\r\n\r\n" + (body if method == b"GET" else b""))
+
+
+async def _let_finish(stream: trio.SocketStream) -> None:
+    """Closed before all was read, a connection is reset, and what was answered is lost."""
+    await stream.send_eof()
+    for _ in range(_MAX_REQUEST_BYTES):
+        if not await stream.receive_some():
+            return
 
 
 async def _metrics(runtime: Runtime) -> bytes:

@@ -67,13 +67,19 @@ def test_what_curl_gets_is_what_the_status_says(mounted: tuple[Host, Path]) -> N
 def test_a_file_and_a_port_and_who_takes_over(auto_host: Host, zoo_server: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    textfile = auto_host.top / "metrics" / "cvfs.prom"
+    textfile = auto_host.top / "lib" / "metrics" / "cvfs.prom"
     first, second = (auto_host.mount(zoo_server.url, "--metrics", f"textfile:{textfile}") for _ in range(2))
     third = auto_host.mount(zoo_server.url, "--metrics", address)
     wait_until(lambda: textfile.exists() and str(first) in textfile.read_text())
     assert [path.name for path in textfile.parent.iterdir()] == [textfile.name]
+    modes = [path.stat().st_mode & 0o777 for path in (textfile.parents[1], textfile.parent, textfile)]
+    assert modes == [0o755, 0o755, 0o644]  # node_exporter is another user
     wait_until(lambda: not run("curl", "-sf", f"http://{address}/metrics", check=False).returncode)
     text = run("curl", "-sSf", f"http://{address}/metrics").stdout.decode()
+    for method, status in (("GET", b"200"), ("HEAD", b"200"), ("POST", b"405"), ("DELETE", b"405")):
+        how = {"HEAD": ("--head",), "POST": ("--data", "x" * 4000)}.get(method, ("--request", method))
+        said = run("curl", "-sS", *how, "-o", "/dev/null", "-w", "%{http_code}", f"http://{address}/metrics").stdout
+        assert said == status, method
     shown = {mount for mount, state in _parsed(text)["cvfs_state"]}
     assert {name for name in shown if name.startswith(str(auto_host.top))} == {str(first), str(second), str(third)}
     auto_host.umount(first)
