@@ -33,6 +33,9 @@ class Held:
         self._may_resend = may_resend
 
     def add(self, descriptors: dict[str, int]) -> None:
+        """Hold these too, and let go of those that they take the place of."""
+        for name in descriptors.keys() & self.descriptors.keys():
+            os.close(self.descriptors[name])
         self.descriptors |= descriptors
         if LISTENER in descriptors:
             # Whoever connects sees the credentials of the last one who listened: the process that stays.

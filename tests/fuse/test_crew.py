@@ -206,3 +206,17 @@ def test_ready_of_a_worker_that_was_given_up_counts_for_nothing(make: Callable[.
     assert all(crew.admit(worker) == [] for worker in new)
     assert crew.serving == serving
     assert all(fleet.is_killed(worker) for worker in new)
+
+
+def test_descriptor_in_whose_place_another_comes_is_closed() -> None:
+    held = Held()
+    first, second = (socket.socket(socket.AF_UNIX) for _ in range(2))
+    with first, second:
+        held.add({"control2": os.dup(first.fileno()), "other": os.dup(first.fileno())})
+        before, other = held.descriptors["control2"], held.descriptors["other"]
+        held.add({"control2": os.dup(second.fileno())})
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(before)
+        os.fstat(other)
+        for descriptor in held.descriptors.values():
+            os.close(descriptor)
