@@ -77,7 +77,7 @@ def _used_in_mount(text: str) -> dict[str, tuple[str, Settings]] | None:
         status = mount_at(Path(text).absolute(), Runtime(common.host_settings().runtime))
     except MountError:
         return None
-    if "repositories" not in status and status["url"] != ALL:
+    if "repositories" not in status and status.get("url") != ALL:
         return None
     sites, found = ConfiguredSites(common.options_said()), {}
     for name in [each["name"] for each in status.get("repositories", ()) if each["state"] != "unused"]:

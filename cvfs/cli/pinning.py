@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -92,11 +93,12 @@ async def _pin(url: str, settings: Settings, paths: Sequence[str], tally: "Tally
         expect(sum(each.size_bytes for each in lists))
         client.fetcher.keep_as_files()
         stock = await take_stock(client.repository, client.fetcher, tops)
-        _check_size(client, {top.record.path for top in tops}, sum(each.disk_bytes for each in lists))
-        check_room(client.cache, stock, sum(each.disk_bytes for each in lists))
+        disk_bytes = sum(ChainMap(*(each.ids for each in lists)).values())  # paths may be below one another
+        _check_size(client, {top.record.path for top in tops}, disk_bytes)
+        check_room(client.cache, stock, disk_bytes)
         for top, each in zip(tops, lists, strict=True):
             about = {"url": url, "revision": client.repository.manifest.revision}
-            about |= {"files": each.files, "bytes": each.size_bytes, "disk_bytes": each.disk_bytes}
+            about |= {"files": each.files, "bytes": each.size_bytes, "disk_bytes": sum(each.ids.values())}
             name = client.repository.manifest.repository
             client.cache.quota.pins.put(name, top.record.path, each.ids, about)
         prefetcher = Prefetcher(client.repository, client.fetcher, tally)
@@ -115,8 +117,9 @@ class _List:
     `on_disk` says it of a file of the cache by its size."""
 
     def __init__(self, on_disk: Callable[[int], int]) -> None:
-        self.ids: set[bytes] = set()
-        self.files = self.size_bytes = self.disk_bytes = 0
+        self.ids: dict[bytes, int] = {}
+        """What each takes on the disk."""
+        self.files = self.size_bytes = 0
         self._on_disk = on_disk
 
     def add(self, found: "Found") -> None:
@@ -142,8 +145,7 @@ class _List:
     def _add(self, name: bytes, size_bytes: int) -> None:
         """What many files have alike is in the cache once."""
         if name not in self.ids:
-            self.ids.add(name)
-            self.disk_bytes += self._on_disk(size_bytes)
+            self.ids[name] = self._on_disk(size_bytes)
 
 
 async def _list(client: "Client", top: "Found") -> _List:
@@ -159,7 +161,8 @@ async def _list(client: "Client", top: "Found") -> _List:
             leaves.add(each.page.id)
             found.add_pages(await repository.bring(partial(repository.pages_above_nowait, each.leaf)))
         found.add(each)
-    found.ids.update(on_the_way)  # a few, whose sizes are not known
+    for page in on_the_way:
+        found.ids.setdefault(page, 0)  # a few, whose sizes are not known
     return found
 
 

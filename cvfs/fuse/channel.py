@@ -104,6 +104,7 @@ class Channel:
             with self._reading:
                 await self._read_requests(nursery)
                 nursery.cancel_scope.cancel()
+        self._nursery = None
         return not self._reading.cancelled_caught
 
     def stop(self) -> None:

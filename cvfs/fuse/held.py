@@ -85,7 +85,7 @@ class Held:
     def let_mount_go(self) -> None:
         """End the connection, and with it all that waits for it: also where a worker that hangs in the kernel, which
         outlives SIGKILL, has copies of the descriptors. Where that is not permitted they end with the last copy."""
-        if self.device is not None and "mounted" in self.state and is_connected(self.device):
+        if self.device is not None and self.state.get("mounted") and is_connected(self.device):
             _, number = self.state["mounted"]
             with contextlib.suppress(OSError), open(_ABORT.format(number.partition(":")[2]), "wb", buffering=0) as file:
                 file.write(b"1")

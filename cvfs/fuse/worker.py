@@ -102,8 +102,8 @@ class Worker:
                 descriptors[f"{FUSE}{slot}"] = kernel.clone_device(descriptor)
         finally:
             mounted = find_mount(self._directory)
-            about = {"mounted": [str(mounted.directory), mounted.device]} if mounted else {}
-            self._orders.hold(descriptors, **about)
+            about = [str(mounted.directory), mounted.device] if mounted else []
+            self._orders.hold(descriptors, mounted=about)
 
     async def _wait_for_go(self) -> bool:
         while (order := await self._orders.receive()) is not None:
@@ -162,7 +162,7 @@ class Worker:
     async def _unmount(self) -> None:
         """Lazily: whoever uses it now may go on. A mount that may be another's is asked whether it is dead; one that
         hangs is not."""
-        if "mounted" in self._orders.state:
+        if self._orders.state.get("mounted"):
             if_dead = not is_connected(self._orders.descriptors[f"{FUSE}{self._orders.slot}"])
             work = partial(take_away, *self._orders.state["mounted"], if_dead=if_dead)
             with trio.move_on_after(_PATIENCE_S if if_dead else math.inf):

@@ -76,7 +76,7 @@ class _Assembly:
         if orders.is_first:
             self._runtime.prepare()
             os.close(open_device())
-            if "mounted" in orders.state and not self._is_to_go_on(*orders.state["mounted"]):
+            if orders.state.get("mounted") and not self._is_to_go_on(*orders.state["mounted"]):
                 return
             prepare_mount_point(request.directory, nonempty=request.nonempty)
         shown = Shown(Path(orders.state["shown"]) if "shown" in orders.state else None)
@@ -92,7 +92,7 @@ class _Assembly:
     def _is_to_go_on(self, point: str, device: str) -> bool:
         """Take away a mount that the kernel could not save. False: it is not to be made anew."""
         take_away(point, device, at_once=True)
-        if is_to_be_made_anew(point):
+        if is_mounted(Path(point), device) or is_to_be_made_anew(point):
             return True
         log.warning("the mount on %s is gone, and not ours to make anew", point)
         self._orders.remember(unmounted=True)
@@ -112,7 +112,8 @@ class _Assembly:
         directory, orders = self._request.directory, self._orders
         path, inode = self._runtime.identity_of(directory)
         shown_in = self._runtime.shown_of(directory, orders.supervisor)
-        shown.attach(shown_in)
+        if LISTENER not in orders.descriptors or not shown_in.exists():
+            shown.attach(shown_in)
         others = *shown.files(), *counting.files(shown_in, orders.count)
         unlink = {str(path): inode} | {str(file): None for file in others}
         orders.hold({LISTENER: listener.detach()}, shown=str(shown_in), unlink=unlink)
@@ -130,7 +131,7 @@ class _Assembly:
             until_started.close()
             what = mount.announce()
             orders.remember(started_s=mount.started_s)
-            orders.say("started", what=what, warnings=[event.message for event in self._recent.events])
+            orders.say("started", what=what, warnings=self._recent.texts())
 
         async with trio.open_nursery() as nursery:
             counts = Counting(Path(orders.state["shown"]), orders.slot, orders.count, mount.status, self._tell_others)
@@ -185,7 +186,7 @@ class _Assembly:
         refreshers.anew(order["label"])
 
     def _is_mounted(self) -> bool:
-        point, device = self._orders.state.get("mounted", ("/", ""))
+        point, device = self._orders.state.get("mounted") or ("/", "")
         return is_mounted(Path(point), device)
 
     def _hold_anew(self, shown: Shown, listener: socket.socket) -> None:

@@ -63,7 +63,7 @@ class Control:
         work = partial(self._runtime.listen_anew, self._mount_point, self._is_mounted)
         try:
             listener = await trio.to_thread.run_sync(work)
-        except CvfsError as error:
+        except (CvfsError, OSError) as error:
             if str(error) != self._complaint:
                 log.warning("the control socket of %s is gone: %s", self._mount_point, error)
             self._complaint = str(error)

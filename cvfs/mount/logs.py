@@ -12,6 +12,9 @@ from typing import NamedTuple, TextIO
 
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _RECENT = 50
+_TEXT_CHARACTERS = 400
+"""Each of which may take six bytes in JSON, of 160 KiB for all."""
+
 _MOST_ERRORS = 10_000
 
 _BURST = 20
@@ -42,6 +45,10 @@ class Recent(logging.Handler):
     def events(self) -> list[Event]:
         """A copy, made in one step: what is logged while somebody goes through the original would be an error there."""
         return list(self._events)
+
+    def texts(self) -> list[str]:
+        """What they say, cut so that all together are a message from one process to another."""
+        return [event.message[:_TEXT_CHARACTERS] for event in self.events]
 
     def emit(self, record: logging.LogRecord) -> None:
         self._events.append(Event(record.created, record.levelname.lower(), record.getMessage()))

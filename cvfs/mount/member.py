@@ -62,6 +62,8 @@ class Member:
         self.label, self.root_inode = label, root_inode
         self._flights, self._work, self._is_known = flights, work, is_known
         self.opened: Opened | None = None
+        self.closed = 0
+        """How often: what was being opened meanwhile is not it any more."""
         self.failure: CvfsError | None = None
         """Why it could not be opened the last time."""
         self._told: CvfsError | None = None
@@ -121,6 +123,7 @@ class Member:
     def close(self) -> None:
         """Have it opened anew for the next one who asks. What has been opened is not ended before the mount is."""
         self.opened = self.failure = None
+        self.closed += 1
         self.forgive()
 
     def _fail(self, error: CvfsError) -> None:

@@ -1,9 +1,11 @@
 """What a mount shows: one repository at its root, or many, each in a directory. The rest of it knows no difference."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
+from cvfs.errors import CvfsError
 from cvfs.filesystem import FileSystem, View
 from cvfs.flights import Flights
 from cvfs.forest import Forest
@@ -16,6 +18,8 @@ from cvfs.mount.repositories import Repositories
 from cvfs.mount.request import MountRequest
 from cvfs.mount.shown import Shown
 from cvfs.mount.sites import ConfiguredSites, Site
+
+log = logging.getLogger(__name__)
 
 ALONE: Final = ""
 """What a repository is called that is mounted at the root."""
@@ -124,7 +128,10 @@ class _Many:
         await self._repositories.load()
 
     async def reload(self) -> None:
-        await self._repositories.load()
+        try:
+            await self._repositories.load()
+        except CvfsError as error:  # the disk of the inode index fails, or is full
+            log.error("the repositories stay those that were known: %s", error)  # noqa: TRY400
         self._repositories.forgive()
 
     def forget(self, label: str) -> None:

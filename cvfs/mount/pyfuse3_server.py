@@ -48,7 +48,7 @@ def serve(text: str, caller: Caller) -> int:
     """
     recent = setup_logging(json.loads(text)["settings"]["log_format"])
     try:
-        _run(decode_request(text), recent, lambda: caller.report([event.message for event in recent.events]))
+        _run(decode_request(text), recent, lambda: caller.report(recent.texts()))
     except CvfsError as error:
         caller.fail(str(error))
     except BaseException:

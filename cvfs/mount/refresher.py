@@ -52,7 +52,7 @@ class Refresher:
         self._wanted = trio.Event()
         self._done = trio.Event()
         self.count = 0
-        self._is_busy = False
+        self._is_busy = self._is_ended = False
         self.problem = ""
         self._untold = Changes()
         """What the kernel may believe something old of."""
@@ -73,12 +73,13 @@ class Refresher:
     async def now(self) -> None:
         """Return when the newest revision has been looked for."""
         before = self.request()
-        while self.count <= before:
+        while self.count <= before and not self._is_ended:
             await self._done.wait()
 
     def end(self) -> Repository:
         """Nobody runs it any more: whoever waits is not to wait forever. What it has kept new."""
         self.count += 1 + self._is_busy
+        self._is_ended = True
         self._done.set()
         return self._filesystem.repository
 

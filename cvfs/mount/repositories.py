@@ -87,6 +87,7 @@ class Repositories:
 
     def forget(self, label: str) -> None:
         """Open it anew, for whoever asks next: another worker knows that it may be another repository now."""
+        self._removed.discard(label)
         if label in self._members:
             self._members[label].close()
 
@@ -210,13 +211,23 @@ class Repositories:
         self._members[member.label] = self._by_root[member.root_inode] = member
 
     async def _open(self, member: Member) -> Opened:
-        site = await trio.to_thread.run_sync(self._sites.site, member.label)
         if not member.root_inode:
             member.root_inode, *_ = await trio.to_thread.run_sync(self._number, [member.label])
-        opened = await self._opener(site, member.root_inode)
+        opened = await self._open_latest(member)
         if member.label not in self._members:
             self._add(member)
             if member.label not in self._members:
                 raise CvfsError(f"{member.label} cannot be told from another repository")
         self.on_open(member, opened)
         return opened
+
+    async def _open_latest(self, member: Member) -> Opened:
+        """What the configuration says of it, also if that has changed while the one before was being opened."""
+        while True:
+            closed = member.closed
+            site = await trio.to_thread.run_sync(self._sites.site, member.label)
+            opened = await self._opener(site, member.root_inode)
+            if member.closed == closed:
+                return opened
+            if self._shown.manifest(member.label) == opened.filesystem.repository.manifest:
+                self._shown.drop(member.label)

@@ -70,7 +70,10 @@ class ConfiguredSites(msgspec.Struct, frozen=True):
         return _site_in(read_configuration(self.options), name)
 
     def problems(self) -> list[str]:
-        return problems_in(read_configuration(self.options))
+        try:
+            return problems_in(read_configuration(self.options))
+        except ConfigError as error:
+            return [str(error)]
 
 
 def problems_in(configuration: Configuration) -> list[str]:
