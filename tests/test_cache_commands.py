@@ -110,6 +110,15 @@ def test_what_is_pinned_counts_by_what_it_takes_on_the_disk(cvfs: Command, store
 MIB = 1 << 20
 
 
+def test_paths_below_one_another_are_counted_once(cvfs: Command, store: SmallStore) -> None:
+    """Each takes nearly two thirds of what may be pinned."""
+    store.publish({b"a/b/%d" % number: b"%d" % number for number in range(1000)})
+    url, limit = store.path.as_uri(), ("--cache-limit", "9 MB")
+    assert b"1,000 files" in cvfs.ok("cache", "pin", url, "a", *limit)
+    cvfs.ok("cache", "unpin", url, "a")
+    cvfs.ok("cache", "pin", url, "a", "a/b", *limit)
+
+
 @pytest.fixture
 def chunked(cvfs: Command, tmp_path: Path) -> str:
     """The address of a store with a file of many chunks, and small files of 3.2 MB."""

@@ -155,3 +155,10 @@ def make_refresher(told: list[Changes], settled: list[float]) -> Refresher:
         settled.append(trio.current_time())
 
     return Refresher(Client(), None, None, invalidate, None, settle)  # type: ignore[arg-type]
+
+
+def test_who_asks_a_refresher_that_has_ended_does_not_wait() -> None:
+    refresher = make_refresher([], [])
+    refresher._filesystem = type("FileSystem", (), {"repository": None})  # type: ignore[assignment]
+    refresher.end()
+    run(refresher.now)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cvfs.mount.runtime import Runtime, ask
 from tests import kernel_caches
 from tests.e2e.host import Host, error_line, wait_until
 from tests.small_store import SmallStore
@@ -111,6 +112,25 @@ def test_doctor_takes_a_mount_of_all(few: Few) -> None:
     assert not [test for test in found if UNUSED in test]
     assert few.doctor(few.mount / GOOD)["repository"]["state"] == "ok"
     assert few.doctor("nothing")["configuration"]["state"] == "failed"
+
+
+def test_doctor_takes_the_directory_of_one_that_is_not_open(few: Few) -> None:
+    with pytest.raises(OSError, match="Input/output"):
+        os.listdir(few.mount / DOWN)
+    for name in (DOWN, UNUSED):
+        assert few.doctor(few.mount / name)["server 127.0.0.1:1"]["state"] == "failed"
+
+
+def test_a_configuration_that_cannot_be_read_ends_no_worker(few: Few) -> None:
+    few.read(GOOD)
+    worker = few.host.status(few.mount)["worker_pid"]
+    few.files.parent.rename(few.top / "away")
+    few.host.environment |= {"CVFS_CONFIG": str(few.top / "away")}  # of commands; the mount has its own
+    asked = Runtime(Path(few.host.environment["CVFS_RUNTIME_DIR"])).socket_of(few.mount)
+    assert ask(asked, "refresh", repository=None)["worker_pid"] == worker
+    wait_until(lambda: "there is no directory" in few.host.status(few.mount)["refresh_problem"])
+    assert few.read(GOOD) == b"one"
+    assert (few.host.status(few.mount)["worker_pid"], few.host.status(few.mount)["restarts"]) == (worker, 0)
 
 
 def test_a_file_that_is_broken_is_named_also_while_nobody_uses_it(few: Few) -> None:
