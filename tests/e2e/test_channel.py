@@ -92,6 +92,7 @@ signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
 for path in sys.argv[1:]:
     failed = libc.access(os.fsencode(path), os.R_OK)
     print(os.strerror(ctypes.get_errno()) if failed else "there", flush=True)
+signal.setitimer(signal.ITIMER_REAL, 0)  # at its end Python gives up the handler, and the signal would kill it
 """
 
 
