@@ -53,6 +53,11 @@ class Held:
         return [] if self.state.get("unmounted") else self.state.get("mounted", [])
 
     @property
+    def is_connected(self) -> bool:
+        """Whether the mount is there, and served by whoever has the descriptors."""
+        return self.device is not None and is_connected(self.device)
+
+    @property
     def can_resend(self) -> bool:
         """Whether the kernel can be had to queue again what was read and not answered."""
         return self._may_resend and bool(self.state.get("resend"))
@@ -85,7 +90,7 @@ class Held:
     def let_mount_go(self) -> None:
         """End the connection, and with it all that waits for it: also where a worker that hangs in the kernel, which
         outlives SIGKILL, has copies of the descriptors. Where that is not permitted they end with the last copy."""
-        if self.device is not None and self.state.get("mounted") and is_connected(self.device):
+        if self.state.get("mounted") and self.is_connected:
             _, number = self.state["mounted"]
             with contextlib.suppress(OSError), open(_ABORT.format(number.partition(":")[2]), "wb", buffering=0) as file:
                 file.write(b"1")

@@ -23,6 +23,9 @@ from cvfs.fuse.protocol.codes import DEV_IOC_CLONE
 DEVICE: Final = "/dev/fuse"
 SUBTYPE: Final = "cvfs"
 
+DEAD: Final = (errno.ENOTCONN, errno.ECONNABORTED)
+"""What a mount answers that nobody serves any more."""
+
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 _CAP_SYS_ADMIN: Final = 21

@@ -1,7 +1,6 @@
 """A mount of the channel is made, and taken away: what a worker does to the kernel, or at the end the supervisor."""
 
 import contextlib
-import errno
 import logging
 import os
 import sys
@@ -49,7 +48,7 @@ def _is_dead(point: str) -> bool:
     try:
         os.statvfs(point)
     except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        return error.errno in kernel.DEAD
     return False
 
 

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from cvfs.fuse import link
 from cvfs.fuse.crew import END_S, Crew
-from cvfs.fuse.held import Held, is_connected
+from cvfs.fuse.held import Held
 from cvfs.fuse.link import Message
 from cvfs.fuse.processes import STOP_SIGNALS, Template, WorkerProcess, describe, is_killed
 from cvfs.fuse.supervision import USELESS, Life, Recovery, Vigil
@@ -68,9 +68,8 @@ class Supervisor:
             self._wait(reader)
             self._tend(time.monotonic())
         if self._held.mounted:
-            device = self._held.device
-            is_live = device is not None and is_connected(device)
-            self._around.unmount(self._held.mounted[0], self._held.mounted[1], is_live)
+            point, device = self._held.mounted
+            self._around.unmount(point, device, self._held.is_connected)
         self._crew.close()
         self._held.let_mount_go()
         self._held.remove_files()

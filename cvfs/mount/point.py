@@ -1,6 +1,5 @@
 """The mount point before a mount: checked, and freed of a mount whose process died."""
 
-import errno
 import logging
 import os
 import re
@@ -8,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from cvfs.fuse.kernel import SUBTYPE, check_mount_point, unmount
+from cvfs.fuse.kernel import DEAD, SUBTYPE, check_mount_point, unmount
 from cvfs.fuse.mountinfo import MountInfo, find_mount, parse_mounts
 
 log = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ def is_dead(directory: Path) -> bool:
             probe = _probes[directory] = _Probe(directory)
             probe.start()
     probe.join(_PATIENCE_S)
-    return probe.error in (errno.ENOTCONN, errno.ECONNABORTED)
+    return probe.error in DEAD
 
 
 class _Probe(threading.Thread):

@@ -276,6 +276,16 @@ def kill(pid: int) -> None:
 
 
 @contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """The process does nothing for as long as the context."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
 def _process(pid: int) -> Iterator[int]:
     descriptor = os.pidfd_open(pid)
     try:

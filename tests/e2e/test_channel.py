@@ -1,17 +1,15 @@
 """The channel at the kernel: what causes no message, what is cut short, what hangs."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.host import Host, Store, run, wait_until
+from tests.e2e.host import Host, Store, run, stopped, wait_until
 from tests.servers import Exchange, FaultyServer, behave, hang
 
 
@@ -154,12 +152,3 @@ def workers(host: Host, mount: Path) -> tuple[int, int]:
     both = Path(f"/proc/{template}/task/{template}/children").read_text().split()
     [second] = {int(pid) for pid in both} - {first}
     return first, second
-
-
-@contextlib.contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)

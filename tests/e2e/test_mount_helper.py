@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.booted import LET_GO, Booted
-from tests.e2e.host import NAME, PYTHON, ROOT, Host, Server, Store, run, trust, wait_until
+from tests.e2e.host import NAME, PYTHON, ROOT, Host, Server, Store, run, stopped, trust, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount for others")
 
@@ -143,22 +143,13 @@ def _about(machine: Machine, mount: Path) -> dict[str, Any]:
     return about
 
 
-@contextlib.contextmanager
-def _stopped(process: int) -> Iterator[None]:
-    os.kill(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(process, signal.SIGCONT)
-
-
 def _wait_for_expiry(machine: Machine, mount: Path) -> None:
     """Nobody uses it. What served it knows of the end only when the automounter is done, and if it then looked at the
     place, it would be mounted again."""
     about = _about(machine, mount)
     server = os.pidfd_open(about["pid"])
     try:
-        with _stopped(about["worker_pid"]):
+        with stopped(about["worker_pid"]):
             wait_until(lambda: not machine("ls", mount.parent).stdout, 30)
         assert select.select([server], [], [], 30)[0], "it goes on"
         assert not machine.mounts()
