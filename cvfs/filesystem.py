@@ -17,6 +17,7 @@ from cvfs.cache.memory import Memory
 from cvfs.errors import PathError, StaleInodeError
 from cvfs.fetcher import NumberLost
 from cvfs.file import File, Parts
+from cvfs.following import Following
 from cvfs.format.locations import WireContent
 from cvfs.format.tree.lookup import Found
 from cvfs.inodes import ROOT_INODE
@@ -89,6 +90,7 @@ class View(Protocol):
     def xattr_nowait(self, inode: int, name: bytes) -> bytes | None: ...
     def file_nowait(self, inode: int) -> File: ...
     def read_parts_nowait(self, inode: int, offset: int, length: int) -> Parts | None: ...
+    def make_ready(self, inode: int) -> None: ...
     def space(self, inode: int = ...) -> Space: ...
 
 
@@ -107,6 +109,7 @@ class FileSystem:
         self._files: Memory[int, File] = Memory(_FILE_LOCATIONS)
         self._runs: Memory[tuple[int, int], bytes] = Memory(_RUNS)
         self._seen = Seen()
+        self._following = Following(repository)
 
     def switch(self, repository: Repository) -> None:
         """Go on with another revision of the same repository.
@@ -117,6 +120,7 @@ class FileSystem:
         self.repository = repository
         self._runs = Memory(_RUNS)
         self._seen = Seen()
+        self._following = Following(repository)
 
     async def bring(self, question: Callable[[], T]) -> T:
         """The answer to a `nowait` question, however long it takes (no longer than the fetcher's deadline)."""
@@ -185,7 +189,7 @@ class FileSystem:
         """The content of a regular file. Raises PathError EISDIR or EINVAL if it is none."""
         file = self._files.get(inode)
         if file is None:
-            file = self._opened_nowait(inode)
+            file = File(self._regular_nowait(inode), self.repository.fetcher)
             self._files.put(inode, file, file.weight)
         return file
 
@@ -194,23 +198,36 @@ class FileSystem:
 
         Nothing is kept of a file that one question is enough for.
         """
+        ready = self._following.take(inode, offset, length)
+        if ready is not None:
+            return (ready,)
         file = self._files.get(inode)
         if file is None:
-            file = self._opened_nowait(inode)
+            found = self._regular_nowait(inode)
+            file = File(found, self.repository.fetcher)
             if offset or file.entry.size > length:
                 self._files.put(inode, file, file.weight)
+            else:
+                self._following.note(inode, found)
         return file.read_parts_nowait(offset, length)
+
+    def make_ready(self, inode: int) -> None:
+        """To be called when a read of `inode` was answered: do what the next one will need, where that can be told.
+
+        Raises what that one would.
+        """
+        self._following.make_ready(inode)
 
     def space(self, inode: int = ROOT_INODE) -> Space:
         """The size of the file system that an inode is in."""
         summary = self.repository.manifest.summary
         return Space(summary.size_bytes, summary.entries)
 
-    def _opened_nowait(self, inode: int) -> File:
+    def _regular_nowait(self, inode: int) -> Found:
         found = self._found_nowait(inode)
         if not found.entry.is_regular:
             raise PathError(errno.EISDIR if found.entry.is_directory else errno.EINVAL)
-        return File(found, self.repository.fetcher)
+        return found
 
     def _found_nowait(self, inode: int) -> Found:
         """The record that has a number. The index is only a hint: the record itself says what its number is.

@@ -153,6 +153,10 @@ class Forest:
             raise PathError(errno.EISDIR)
         return self._filesystem_nowait(inode).read_parts_nowait(inode, offset, length)
 
+    def make_ready(self, inode: int) -> None:
+        """As `FileSystem.make_ready`."""
+        self._filesystem_nowait(inode).make_ready(inode)
+
     def space(self, inode: int = ROOT_INODE) -> Space:
         """The size of the repository that an inode is in; at the root, of all that are open."""
         tree = None if inode == ROOT_INODE else self._owner_nowait(inode)

@@ -183,7 +183,7 @@ def check_piece(piece: Piece, data: memoryview) -> None:
         raise IntegrityError(piece.id.hex(), got.hex(), f"pack {piece.location.pack.id.hex()}")
 
 
-def load(cache: Cache, piece: Piece) -> bytes | None:
+def load(cache: Cache, piece: Piece) -> bytes | memoryview | None:
     """The piece from the cache, verified; None if it is not there. Raises CacheError."""
     if piece.recipe is None:
         return cache.objects.load(piece.id, piece.size)

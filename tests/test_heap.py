@@ -1,12 +1,13 @@
 """Freed memory is used again, and given back once it is not."""
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cvfs.heap import unfilled
+from cvfs.heap import PAGE_BYTES, unfilled
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,8 +39,11 @@ def test_what_is_free_in_the_middle_of_the_heap_is_given_back() -> None:
     assert left < kept - (48 << 10)
 
 
-def test_buffer_that_is_not_filled_is_a_buffer_like_others() -> None:
+@pytest.mark.parametrize("offset", [0, 1, PAGE_BYTES - 1, PAGE_BYTES, (1 << 40) + 77])
+def test_buffer_that_is_not_filled_is_a_buffer_like_others(offset: int) -> None:
     for size in (0, 1, 1 << 20):
-        buffer = unfilled(size)
+        buffer = unfilled(size, offset)
         buffer[:] = b"x" * size
         assert buffer == b"x" * size
+        if size:
+            assert (ctypes.addressof(ctypes.c_char.from_buffer(buffer)) - offset) % PAGE_BYTES == 0

@@ -58,11 +58,11 @@ class LargeFiles:
         except OSError:
             return 0
 
-    def load(self, recipe: Digest, location: Location) -> bytes | None:
+    def load(self, recipe: Digest, location: Location) -> memoryview | None:
         """The bytes of one chunk, verified; None if they have not arrived. Raises CacheError: the disk failed."""
         path = self.path(recipe)
         try:
-            data = _read_at(path, location.length, location.object_offset)
+            data = _read_at(path, location)
         except (FileNotFoundError, BlockingIOError):  # the latter: it is being evicted
             return None
         except OSError as error:
@@ -92,9 +92,7 @@ class LargeFiles:
             if not os.preadv(fd, [bytearray(1)], end - 1, _NOWAIT):  # before there is room made for all
                 return None
             stamp(fd)
-            data = memoryview(unfilled(location.length))
-            if os.preadv(fd, [data], location.object_offset, _NOWAIT) != location.length:
-                return None
+            data = _read(fd, location, _NOWAIT)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 self._tells_what_is_in_memory = False
@@ -127,13 +125,19 @@ class LargeFiles:
             raise as_cache_error(f"cannot write to the cache {self._directory.path}", error) from error
 
 
-def _read_at(path: bytes, size: int, offset: int) -> bytes:
+def _read_at(path: bytes, location: Location) -> memoryview:
     fd = os.open(path, _FLAGS | os.O_RDONLY)
     try:
         stamp(fd)
-        return os.pread(fd, size, offset)
+        return _read(fd, location)
     finally:
         os.close(fd)
+
+
+def _read(fd: int, location: Location, flags: int = 0) -> memoryview:
+    """What an open file has where a chunk belongs: fewer bytes where it ends."""
+    data = unfilled(location.length, location.object_offset)
+    return data[: os.preadv(fd, [data], location.object_offset, flags)]
 
 
 def _open_to_write(path: bytes) -> int:

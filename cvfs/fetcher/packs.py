@@ -15,7 +15,7 @@ from cvfs.fetcher.pages import Pages
 from cvfs.fetcher.shared import Shared
 from cvfs.flights import Room
 from cvfs.format.blob import unseal
-from cvfs.model import BlobRef, Digest, Location
+from cvfs.model import BlobRef, Digest
 from cvfs.pieces import Around, InLeaf, Pack, Piece
 
 INLINE_BYTES = 256 << 10
@@ -58,7 +58,7 @@ class Packs:
         """The piece, if it is in memory; or in the cache, and small, or in the kernel's memory as well; else None."""
         data = self._at_once(piece, around)
         if data is None and piece.recipe is not None and INLINE_BYTES < piece.location.length <= _INLINE_CHUNK_BYTES:
-            data = self._hold(piece, self._chunk_nowait(piece.recipe, piece.location))
+            data = self._hold(piece, self._chunk_nowait(piece.recipe, piece))
         if data is not None:
             self._counters.hits += 1
         return data
@@ -106,16 +106,18 @@ class Packs:
             data = self._hold(piece, self._in_cache(piece))
         return data
 
-    def _chunk_nowait(self, recipe: Digest, location: Location) -> memoryview | None:
+    def _chunk_nowait(self, recipe: Digest, chunk: Piece) -> memoryview | None:
         """A chunk, where that takes no disk; of one file at a time: threads read others that are read at the moment."""
         if recipe != self._streamed and time.monotonic() < self._streamed_until:
             return None
-        data = self._cache.large.load_nowait(recipe, location)
+        at = chunk.location
+        data = self._cache.large.load_nowait(recipe, at)
         if data is not None:
-            self._streamed, self._streamed_until = recipe, time.monotonic() + _STREAM_S
+            is_last = at.object_offset + at.length == chunk.size
+            self._streamed, self._streamed_until = recipe, 0.0 if is_last else time.monotonic() + _STREAM_S
         return data
 
-    def _in_cache(self, piece: Piece) -> bytes | None:
+    def _in_cache(self, piece: Piece) -> bytes | memoryview | None:
         try:
             return pieces.load(self._cache, piece)
         except CacheError as error:

@@ -194,6 +194,15 @@ class Channel:
             self._wait_for(request, nursery)
         else:
             self._write(reply)
+            if opcode == Opcode.READ:
+                self._make_ready(request)
+
+    def _make_ready(self, answered: Request) -> None:
+        """Whoever asks for what fails here gets the error."""
+        try:
+            self._handlers.make_ready(answered)
+        except Exception as error:  # noqa: BLE001
+            log.debug("what may be read next: %r", error)
 
     def _take_ours(self, request: Request) -> None:
         if request.opcode == Opcode.INTERRUPT:

@@ -71,6 +71,10 @@ class Handlers:
         handler = self._table[request.opcode]
         return await self._filesystem.bring(lambda: handler(request))
 
+    def make_ready(self, answered: Request) -> None:
+        """A READ was answered: the next one may be made ready while its caller is busy. Raises as `answer_nowait`."""
+        self._filesystem.make_ready(answered.node)
+
     def _lookup(self, request: Request) -> Reply:
         try:
             node = self._filesystem.lookup_nowait(request.node, requests.decode_lookup(request.data))

@@ -59,8 +59,20 @@ def test_what_is_not_stored_is_not_given(files: LargeFiles) -> None:
         assert files.load_nowait(RECIPE, chunk(number)) is None
 
 
-def refuse(*_: object) -> int:
-    raise OSError(errno.EOPNOTSUPP, "not supported")
+preadv = os.preadv
+
+
+def refuse(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+    """A file system that cannot read only what is in memory."""
+    if flags:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+    return preadv(fd, buffers, offset)
+
+
+def fail_if_asked(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+    if flags:
+        pytest.fail("asked")
+    return preadv(fd, buffers, offset)
 
 
 def test_a_file_system_that_does_not_tell_is_asked_once(files: LargeFiles, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,13 +80,13 @@ def test_a_file_system_that_does_not_tell_is_asked_once(files: LargeFiles, monke
     monkeypatch.setattr(os, "preadv", refuse)
     assert files.load_nowait(RECIPE, chunk(0)) is None
     assert files.load(RECIPE, chunk(0)) == DATA
-    monkeypatch.setattr(os, "preadv", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(os, "preadv", fail_if_asked)
     assert files.load_nowait(RECIPE, chunk(0)) is None
 
 
 def test_a_python_of_an_old_c_library_never_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_NOWAIT", 0)
-    monkeypatch.setattr(os, "preadv", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(os, "preadv", fail_if_asked)
     files = LargeFiles(CacheDirectory(tmp_path / "cache"))
     files.store(RECIPE, SIZE, chunk(0), DATA)
     assert files.load_nowait(RECIPE, chunk(0)) is None

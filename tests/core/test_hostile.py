@@ -1,5 +1,6 @@
 """Publishers that lie: hashes of blobs are right, what is in them is not what it claims to be."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -115,6 +116,27 @@ def test_false_size_drops_nothing_of_others(world: World, crafted: Crafted, kind
 
     run(world, manifest, work)
     assert kept <= set((world.cache / kind).glob("*/*"))
+
+
+def test_who_reads_in_order_gets_the_error_of_the_file_that_is_a_lie(world: World, crafted: Crafted) -> None:
+    """And not that of the one behind it, which is looked at ahead."""
+    pack = crafted.seal(b"aabbccdd")
+    claimed = {name: digest(b"other" if name == b"c" else name * 2) for name in (b"a", b"b", b"c", b"d")}
+    records = [file(name, pack, content_id, 2, 2 * at) for at, (name, content_id) in enumerate(claimed.items())]
+
+    async def work(client: Client) -> None:
+        a, b, c, d = [(await client.lookup(name)).inode for name in claimed]
+        await client.read(b"a")
+        client.fs._files.clear()
+        for inode, data in ((a, b"aa"), (b, b"bb")):
+            assert client.fs.read_parts_nowait(inode, 0, 4096) == (data,)
+            with pytest.raises(IntegrityError) if inode == b else contextlib.nullcontext():
+                client.fs.make_ready(inode)
+        with pytest.raises(IntegrityError):
+            client.fs.read_parts_nowait(c, 0, 4096)
+        assert client.fs.read_parts_nowait(d, 0, 4096) == (b"dd",)
+
+    run(world, crafted.manifest(records), work)
 
 
 def test_false_chunk_id_is_refused_and_not_cached(world: World, crafted: Crafted) -> None:

@@ -31,6 +31,8 @@ class Scripted(Handlers):
         super().__init__(None)  # type: ignore[arg-type]
         self.release = trio.Event()
         self.waiting = 0
+        self.read: list[int] = []
+        """The nodes after whose READs the next was to be made ready."""
 
     def answer_nowait(self, request: Request) -> Reply | None:
         if request.node == 2:
@@ -39,9 +41,14 @@ class Scripted(Handlers):
             raise ZeroDivisionError
         if request.node == 4:
             raise PathError(errno.ENOTDIR)
-        if request.opcode == Opcode.GETATTR:
+        if request.opcode in (Opcode.GETATTR, Opcode.READ):
             return encode_reply(request.unique, b"at once")
         return super().answer_nowait(request)
+
+    def make_ready(self, answered: Request) -> None:
+        self.read.append(answered.node)
+        if answered.node == 5:
+            raise ZeroDivisionError
 
     async def answer(self, request: Request) -> Reply:
         self.waiting += 1
@@ -101,6 +108,19 @@ def test_what_waits_keeps_nothing_else_from_its_answer() -> None:
         assert (await kernel.reply())[:2] == (10, errno.EIO)
 
     assert drive(test).statistics.failed == 1
+
+
+def test_what_comes_next_is_made_ready_after_a_read_and_may_fail() -> None:
+    async def test(kernel: Kernel, handlers: Scripted, loop: Channel) -> None:
+        for unique, (opcode, node) in enumerate([(Opcode.READ, 1), (Opcode.READ, 5), (Opcode.GETATTR, 1)], 10):
+            await kernel.ask(opcode, unique, node)
+            assert await kernel.reply() == (unique, 0, b"at once")
+        await kernel.ask(Opcode.READ, 21, node=2)
+        handlers.release.set()
+        assert (await kernel.reply())[0] == 21
+        assert handlers.read == [1, 5]
+
+    assert drive(test).statistics.failed == 0
 
 
 def test_a_request_that_is_repeated_while_it_waits_is_answered_once() -> None:
