@@ -28,11 +28,3 @@ def exclusion(patterns: tuple[str, ...]) -> Excluded | None:
     except (ValueError, re.error) as error:
         raise ConfigError(f"not a pattern: {error}") from error
     return lambda path, is_directory: spec.match_file(os.fsdecode(path) + ("/" if is_directory else ""))
-
-
-def check_apart(tree: str, places: dict[str, Path]) -> None:
-    """Raise ConfigError if one of `places`, by what it is called, is in `tree`: it changes while that is published."""
-    top = Path(os.path.realpath(tree))
-    for what, place in places.items():
-        if Path(os.path.realpath(place)).is_relative_to(top):
-            raise ConfigError(f"the {what} {place} is inside the tree {tree}")

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ["README.md", "docs/operations.md", "docs/threats.md"]
-PROGRAMS = {"cvfs": "cvfs.cli.group", "cvfs-publisher": "publisher.cli"}
+PROGRAMS = {"cvfs": "cvfs.cli.group", "cvfs-publisher": "publisher.cli.group"}
 _LINE = re.compile(r"^ {4}((?:cvfs|cvfs-publisher) [^#\n]*)", re.MULTILINE)
 
 

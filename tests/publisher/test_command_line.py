@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from cvfs import __version__
 from publisher.check import CheckReport
-from publisher.cli import cli
+from publisher.cli.group import cli
 from publisher.threads import Threads
 from tests.publisher.stores import Store, command, environment, error_line, run
 from tests.trees import File, Link, Symlink, make_tree

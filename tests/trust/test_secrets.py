@@ -14,7 +14,7 @@ import click
 import pytest
 
 from cvfs.cli.group import cli as client_cli
-from publisher.cli import cli as publisher_cli
+from publisher.cli.group import cli as publisher_cli
 from tests.command import ROOT
 
 SECRET = "correct horse battery staple"

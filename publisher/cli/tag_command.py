@@ -1,4 +1,4 @@
-"""The command that gives names to revisions."""
+"""cvfs-publisher tag."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cvfs import terminal
-from publisher.key_cli import find_keys, keys_option, locked, now_s
+from publisher.cli.common import find_keys, json_option, keys_option, locked, now_s, store_argument
 from publisher.store import DirectoryStore, open_store
 
 if TYPE_CHECKING:
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 @click.command("tag")
-@click.argument("store")
+@store_argument
 @click.argument("name", required=False)
 @click.argument("revision", required=False, type=click.IntRange(min=0))
 @click.option("--delete", is_flag=True, help="Take the name away.")
 @click.option("--move", is_flag=True, help="Give a name that another revision has to this one.")
 @click.option("--list", "is_list", is_flag=True, help="Show all tags (also without NAME).")
 @keys_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def tag_command(
+@json_option
+def command(
     store: str,
     name: str | None,
     revision: int | None,

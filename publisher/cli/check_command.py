@@ -1,0 +1,36 @@
+"""cvfs-publisher check."""
+
+import click
+import msgspec
+
+from cvfs import terminal
+from cvfs.terminal import show_count, show_size
+from publisher.cli.common import PROGRAM, json_option, store_argument
+from publisher.store import open_store
+
+
+@click.command("check")
+@store_argument
+@json_option
+def command(store: str, as_json: bool) -> None:
+    """Read all of STORE's newest revision: is every page and pack there, and what its name says?
+
+    What is lost or damaged: copy it from a mirror, or remove it and publish the same tree again, which stores it anew.
+
+    \b
+    Example:
+      cvfs-publisher check /srv/software
+    """
+    from publisher.check import check
+    from publisher.threads import usable_cpus
+
+    report = check(open_store(store), usable_cpus())
+    if as_json:
+        terminal.print_json(msgspec.to_builtins(report))
+    elif not report.errors:
+        packs, size = show_count(report.packs, "pack"), show_size(report.bytes_checked)
+        click.echo(f"{report.repository}, revision {report.revision}: {packs}, {size}, all right")
+    for line in report.errors:
+        click.echo(f"{PROGRAM}: error: {line}", err=True)
+    if report.errors:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,91 @@
+"""What the commands share: options, the keys and the lock of a store, the time, warnings."""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cvfs import terminal
+from cvfs.errors import ConfigError
+from publisher.cli.passphrase import ask_passphrase
+from publisher.store import DirectoryStore
+
+if TYPE_CHECKING:
+    from publisher.keys import Keys
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+PROGRAM = "cvfs-publisher"
+
+store_argument = click.argument("store")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+state_option = click.option(
+    "--state", type=click.Path(path_type=Path), metavar="DIR", help="Where is remembered what was published."
+)
+keys_option = click.option(
+    "--keys",
+    "keys_dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the private keys are ($CVFS_KEYS).",
+)
+root_key_option = click.option(
+    "--root-key",
+    "root_paths",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="PATH",
+    help="A root key, if it is not with the others: on a medium that is kept elsewhere. Repeatable; "
+    "those that are named are used instead of those with the others.",
+)
+
+
+def find_keys(store: DirectoryStore, directory: Path | None, root_paths: tuple[Path, ...] = ()) -> "Keys":
+    """The keys for a store, with a prompt for passphrases where there is a terminal."""
+    from publisher.head import read_head
+    from publisher.keys import Keys, default_keys
+
+    return Keys(directory or default_keys(read_head(store).manifest.repository), root_paths, ask_passphrase)
+
+
+def locked(store: DirectoryStore) -> AbstractContextManager[None]:
+    """Be the only publisher at work on `store`."""
+    return store.lock(lambda: terminal.console.print("Another publisher is at work on this store; waiting for it"))
+
+
+def check_apart(tree: str, places: dict[str, Path]) -> None:
+    """Raise ConfigError if one of `places`, by what it is called, is in `tree`: it changes while that is published."""
+    top = Path(os.path.realpath(tree))
+    for what, place in places.items():
+        if Path(os.path.realpath(place)).is_relative_to(top):
+            raise ConfigError(f"the {what} {place} is inside the tree {tree}")
+
+
+def now_s() -> int:
+    """The time of signing, from which on a signature is valid."""
+    return int(time.time())
+
+
+def made_s() -> int:
+    """When what is made says that it was made. SOURCE_DATE_EPOCH sets it: then the same tree gives the same bytes."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return int(fixed) if fixed.isascii() and fixed.isdecimal() else now_s()
+
+
+def show_minute(time_s: float) -> str:
+    """A time for people, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(time_s))
+
+
+def show_mount(root_sha256: str) -> str:
+    """What a client types, with the address left open."""
+    return f"cvfs mount --root-sha256 {root_sha256} URL DIR"
+
+
+def warn(text: str) -> None:
+    """Of what does not make a command fail."""
+    click.echo(f"{PROGRAM}: warning: {' '.join(text.split())}", err=True)
