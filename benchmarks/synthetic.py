@@ -15,8 +15,8 @@ from cvfs.format.blob import blob_path, seal
 from cvfs.format.pages import key_of
 from cvfs.format.tree import build
 from cvfs.model import NO_CONTENT, BlobRef, Content, Digest, Entry, Location, Manifest, Record
-from publisher.create import Security, sign_first
-from publisher.keys import Keys
+from publisher.repository.create import Security, sign_first
+from publisher.signing.keys import Keys
 from publisher.store import create_store
 
 FILES_A_DIRECTORY = 25

@@ -13,8 +13,8 @@ from cvfs.format.pages import key_of
 from cvfs.format.tree import build
 from cvfs.model import NO_CONTENT, BlobRef, Content, Entry, Location, Manifest, Record, split
 from cvfs.trust.names import TIMESTAMP, metadata_path
-from publisher import sign
-from publisher.keys import ROLES
+from publisher.signing import metadata
+from publisher.signing.keys import ROLES
 
 Tree = Mapping[bytes, bytes | str | None]
 """Path: content of a file, target of a symbolic link, or None for a directory."""
@@ -34,8 +34,8 @@ class SmallStore:
         self.parent: BlobRef | None = None
         self.keys = {role: [CryptoSigner.generate_ed25519()] for role in ROLES}
         self.root = path.with_name("root.json")
-        root = sign.make_root(name, self.keys, 1, sign.Validity(), int(time.time()))
-        self.root.write_bytes(sign.sign_root(root, None, self.keys["root"]))
+        root = metadata.make_root(name, self.keys, 1, metadata.Validity(), int(time.time()))
+        self.root.write_bytes(metadata.sign_root(root, None, self.keys["root"]))
 
     def publish(self, tree: Tree) -> Manifest:
         """A revision that consists of `tree`, and of the directories above what it names."""
@@ -53,9 +53,9 @@ class SmallStore:
     def sign(self, ref: BlobRef, plain: bytes) -> None:
         """Make `plain`, stored as `ref`, the newest manifest, whatever it says."""
         now_s, version, keys = int(time.time()), self.revision, self.keys
-        targets = sign.make_targets(version, ref, plain, now_s, keys["targets"])
-        snapshot = sign.make_snapshot(version, version, targets, now_s, keys["snapshot"])
-        timestamp = sign.make_timestamp(version, version, snapshot, 7, now_s, keys["timestamp"])
+        targets = metadata.make_targets(version, ref, plain, now_s, keys["targets"])
+        snapshot = metadata.make_snapshot(version, version, targets, now_s, keys["snapshot"])
+        timestamp = metadata.make_timestamp(version, version, snapshot, 7, now_s, keys["timestamp"])
         (self.path / "metadata").mkdir(exist_ok=True)
         for name, data in (
             (metadata_path("root", 1), self.root.read_bytes()),

@@ -53,8 +53,9 @@ def test_paths_of_the_code_exist() -> None:
 
 def test_each_folder_of_the_code_is_in_the_map() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
-    folders = {path.parent.name for path in (ROOT / "cvfs").glob("*/__init__.py")}
-    assert {name for name in folders if f"`cvfs/{name}`" not in text} == set()
+    packages = [path.parent for top in ("cvfs", "publisher") for path in ROOT.glob(f"{top}/*/__init__.py")]
+    folders = {str(path.relative_to(ROOT)) for path in packages}
+    assert {name for name in folders if f"`{name}`" not in text} == set()
 
 
 def test_tests_that_documents_name_exist() -> None:

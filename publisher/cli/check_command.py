@@ -21,8 +21,8 @@ def command(store: str, as_json: bool) -> None:
     Example:
       cvfs-publisher check /srv/software
     """
-    from publisher.check import check
-    from publisher.threads import usable_cpus
+    from publisher.maintenance.check import check
+    from publisher.publishing.threads import usable_cpus
 
     report = check(open_store(store), usable_cpus())
     if as_json:

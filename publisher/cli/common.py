@@ -15,7 +15,7 @@ from publisher.cli.passphrase import ask_passphrase
 from publisher.store import DirectoryStore
 
 if TYPE_CHECKING:
-    from publisher.keys import Keys
+    from publisher.signing.keys import Keys
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -46,8 +46,8 @@ root_key_option = click.option(
 
 def find_keys(store: DirectoryStore, directory: Path | None, root_paths: tuple[Path, ...] = ()) -> "Keys":
     """The keys for a store, with a prompt for passphrases where there is a terminal."""
-    from publisher.head import read_head
-    from publisher.keys import Keys, default_keys
+    from publisher.repository.head import read_head
+    from publisher.signing.keys import Keys, default_keys
 
     return Keys(directory or default_keys(read_head(store).manifest.repository), root_paths, ask_passphrase)
 

@@ -13,7 +13,7 @@ from publisher.cli.revision import find_manifest
 from publisher.store import open_store
 
 if TYPE_CHECKING:
-    from publisher.difference import Difference
+    from publisher.repository.difference import Difference
 
 _LETTERS = {"added": "A", "removed": "D", "changed": "M", "touched": "T"}
 
@@ -35,8 +35,8 @@ def command(store: str, older: str, newer: str | None, as_json: bool) -> None:
       cvfs-publisher diff /srv/software 41
       cvfs-publisher diff /srv/software v1.0 v1.1 --json
     """
-    from publisher.difference import differences
-    from publisher.head import read_head
+    from publisher.repository.difference import differences
+    from publisher.repository.head import read_head
 
     opened = open_store(store)
     head = read_head(opened)

@@ -40,9 +40,9 @@ def command(
       cvfs-publisher gc /srv/software --keep 10 --dry-run
       cvfs-publisher gc /srv/software --keep 10
     """
-    from publisher.collect import Policy, collect
-    from publisher.head import read_head
-    from publisher.settings import state_directory
+    from publisher.maintenance.garbage_collection import Policy, collect
+    from publisher.repository.head import read_head
+    from publisher.state.directory import state_directory
 
     opened = open_store(store)
     keys, kept = find_keys(opened, keys_dir), state or state_directory(store, read_head(opened).manifest.repository)

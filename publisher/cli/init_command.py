@@ -51,8 +51,8 @@ def command(
       cvfs-publisher init /srv/software --name software.example.org --root-key /media/safe/root.pem --passphrase
     """
     from cvfs.trust.values import root_id
-    from publisher.create import Security, create
-    from publisher.keys import ROOT_FILE, Keys, default_keys
+    from publisher.repository.create import Security, create
+    from publisher.signing.keys import ROOT_FILE, Keys, default_keys
 
     keys = Keys(keys_dir or default_keys(name), root_paths, ask_passphrase)
     check_apart(store, {"key directory": keys.directory} | {f"root key {path.name}": path for path in root_paths})

@@ -22,7 +22,7 @@ from publisher.cli.passphrase import new_passphrase
 from publisher.store import open_store
 
 if TYPE_CHECKING:
-    from publisher.keys import Keys
+    from publisher.signing.keys import Keys
 
 _protect = click.option("--passphrase", "is_protected", is_flag=True, help="Protect the new key by a passphrase.")
 
@@ -44,7 +44,7 @@ def list_command(store: str, keys_dir: Path | None, root_paths: tuple[Path, ...]
     Example:
       cvfs-publisher key list /srv/software
     """
-    from publisher.key_report import describe
+    from publisher.maintenance.key_report import describe
 
     opened = open_store(store)
     report = describe(opened, find_keys(opened, keys_dir, root_paths))
@@ -81,7 +81,7 @@ def rotate_command(
     Example:
       cvfs-publisher key rotate /srv/software timestamp --root-key /media/safe/root.pem
     """
-    from publisher.key_changes import rotate
+    from publisher.maintenance.key_changes import rotate
 
     opened = open_store(store)
     keys = find_keys(opened, keys_dir, root_paths)
@@ -110,7 +110,7 @@ def add_root_command(
     Example:
       cvfs-publisher key add-root /srv/software /media/second/root.pem --threshold 2
     """
-    from publisher.key_changes import change_root_keys
+    from publisher.maintenance.key_changes import change_root_keys
 
     opened = open_store(store)
     keys = find_keys(opened, keys_dir, root_paths)
@@ -135,7 +135,7 @@ def remove_root_command(
     Example:
       cvfs-publisher key remove-root /srv/software 3c1f9ab20d44e1f7
     """
-    from publisher.key_changes import change_root_keys
+    from publisher.maintenance.key_changes import change_root_keys
 
     opened = open_store(store)
     keys = find_keys(opened, keys_dir, root_paths)
@@ -155,7 +155,7 @@ def renew_root_command(store: str, keys_dir: Path | None, root_paths: tuple[Path
     Example:
       cvfs-publisher key renew-root /srv/software --root-key /media/safe/root.pem
     """
-    from publisher.key_changes import change_root_keys
+    from publisher.maintenance.key_changes import change_root_keys
 
     opened = open_store(store)
     keys = find_keys(opened, keys_dir, root_paths)

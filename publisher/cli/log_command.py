@@ -21,8 +21,8 @@ def command(store: str, as_json: bool) -> None:
     Example:
       cvfs-publisher log /srv/software
     """
-    from publisher.head import read_head
-    from publisher.history import revisions
+    from publisher.repository.head import read_head
+    from publisher.repository.history import revisions
 
     opened = open_store(store)
     head = read_head(opened).manifest

@@ -8,7 +8,7 @@ import click
 
 def ask_passphrase(what: str) -> str:
     """The passphrase of `what`. Raises ConfigError: there is none, nor a terminal to ask at."""
-    from publisher.keys import PASSPHRASE, ask_environment
+    from publisher.signing.keys import PASSPHRASE, ask_environment
 
     if os.environ.get(PASSPHRASE) or not sys.stdin.isatty():
         return ask_environment(what)
@@ -18,7 +18,7 @@ def ask_passphrase(what: str) -> str:
 
 def new_passphrase(is_wanted: bool) -> str | None:
     """A passphrase for keys that are about to be made, None if none is wanted. Raises ConfigError as above."""
-    from publisher.keys import PASSPHRASE, ask_environment
+    from publisher.signing.keys import PASSPHRASE, ask_environment
 
     if not is_wanted:
         return None

@@ -12,7 +12,7 @@ from publisher.cli.common import check_apart, find_keys, json_option, keys_optio
 from publisher.store import open_store
 
 if TYPE_CHECKING:
-    from publisher.publish import Watch
+    from publisher.publishing.publish import Watch
 
 
 def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -67,12 +67,13 @@ def command(
       cvfs-publisher publish /srv/software build/ --at tools/gcc/14.2 --exclude '*.o'
     """
     from publisher.cli.publish_summary import summary
-    from publisher.graft import parse_path
-    from publisher.head import read_head
-    from publisher.keys import default_keys
-    from publisher.publish import Options, publish
-    from publisher.settings import exclusion, state_directory
-    from publisher.threads import usable_cpus
+    from publisher.publishing.publish import Options, publish
+    from publisher.publishing.subtree import parse_path
+    from publisher.publishing.threads import usable_cpus
+    from publisher.repository.head import read_head
+    from publisher.signing.keys import default_keys
+    from publisher.source.exclusion import exclusion
+    from publisher.state.directory import state_directory
 
     opened = open_store(store)
     excluded, threads = exclusion(exclude), workers or usable_cpus()
@@ -98,7 +99,7 @@ def command(
 
 def _watching(is_wanted: bool) -> "AbstractContextManager[Watch]":
     """What shows progress, if stderr is a terminal."""
-    from publisher.publish import SILENT
+    from publisher.publishing.publish import SILENT
 
     if not is_wanted or not sys.stderr.isatty():
         return nullcontext(SILENT)

@@ -9,9 +9,9 @@ from contextlib import closing, contextmanager, suppress
 
 from cvfs.errors import PublishError
 from cvfs.progress import Bar, progress_bar
-from publisher.listing import Directory, SourceTree
-from publisher.publish import Watch
-from publisher.report import Counts
+from publisher.publishing.publish import Watch
+from publisher.publishing.report import Counts
+from publisher.source.tree import Directory, SourceTree
 
 _IDLE = 3.0
 """Seconds that the walk ahead waits for each that it works. A guess: most trees are known long before they are read."""

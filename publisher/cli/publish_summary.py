@@ -1,7 +1,7 @@
 """What a publish did, for people."""
 
 from cvfs.terminal import show_count, show_size
-from publisher.report import Report
+from publisher.publishing.report import Report
 
 
 def summary(report: Report) -> str:

@@ -26,7 +26,7 @@ def command(store: str, days: int | None, keys_dir: Path | None, as_json: bool) 
     Example:
       cvfs-publisher resign /srv/software
     """
-    from publisher.key_changes import resign
+    from publisher.maintenance.key_changes import resign
 
     opened = open_store(store)
     keys = find_keys(opened, keys_dir)

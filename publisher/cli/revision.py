@@ -7,13 +7,13 @@ from publisher.store import DirectoryStore
 
 if TYPE_CHECKING:
     from cvfs.model import Manifest
-    from publisher.head import Head
+    from publisher.repository.head import Head
 
 
 def find_manifest(store: DirectoryStore, head: "Head", text: str) -> "Manifest":
     """The revision that a number or a tag means. Raises StoreError: there is none."""
-    from publisher.history import find_revision, read_manifest
-    from publisher.tags import read_tags
+    from publisher.repository.history import find_revision, read_manifest
+    from publisher.repository.tags import read_tags
 
     if text.isascii() and text.isdigit():
         return read_manifest(store, find_revision(store, head.manifest, head.blob, int(text)).manifest)

@@ -26,9 +26,9 @@ def command(store: str, revision: str, message: str, state: Path | None, keys_di
     Example:
       cvfs-publisher rollback /srv/software 41 -m 'the new compiler is broken'
     """
-    from publisher.head import read_head
-    from publisher.rollback import rollback
-    from publisher.settings import state_directory
+    from publisher.maintenance.rollback import rollback
+    from publisher.repository.head import read_head
+    from publisher.state.directory import state_directory
 
     opened = open_store(store)
     head = read_head(opened)

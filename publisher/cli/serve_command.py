@@ -17,7 +17,7 @@ def command(store: str, host: str, port: int, is_logging: bool) -> None:
     Example:
       cvfs-publisher serve /srv/software --port 8080
     """
-    from publisher.serve import serve
+    from publisher.server.http_server import serve
 
     log = (lambda line: click.echo(line, err=True)) if is_logging else None
     serve(store, host, port, log=log, announce=click.echo)

@@ -62,7 +62,7 @@ def command(
 def _change(
     store: DirectoryStore, name: str, revision: int | None, delete: bool, move: bool, keys_dir: Path | None
 ) -> "Ancestor":
-    from publisher.tags import delete_tag, set_tag
+    from publisher.repository.tags import delete_tag, set_tag
 
     keys = find_keys(store, keys_dir)
     with locked(store):
@@ -72,8 +72,8 @@ def _change(
 
 
 def _read(store: DirectoryStore) -> "Tags":
-    from publisher.head import read_head
-    from publisher.tags import read_tags
+    from publisher.repository.head import read_head
+    from publisher.repository.tags import read_tags
 
     return read_tags(store, read_head(store))
 

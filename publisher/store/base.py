@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from cvfs.errors import StoreError
 from cvfs.model import BlobRef, Digest
-from publisher.turns import Waiting
+from publisher.locking import Waiting
 
 
 class HeadMovedError(StoreError):

@@ -16,8 +16,8 @@ from cvfs.limits import KIB, MAX_BLOB_BYTES
 from cvfs.model import BlobRef, Digest
 from cvfs.trust.names import DIRECTORY, MAX_TARGETS_BYTES, MAX_TIMESTAMP_BYTES
 from cvfs.trust.names import TIMESTAMP as HEAD
+from publisher.locking import Waiting, lock_file
 from publisher.store.base import HeadMovedError, StoredBlob
-from publisher.turns import Waiting, take_turn
 
 _OWN = ".publisher"
 _LOCK = f"{_OWN}/lock"
@@ -168,7 +168,7 @@ class DirectoryStore:
 
     def _take_turn(self, descriptor: int, waiting: Waiting | None) -> None:
         try:
-            take_turn(descriptor, waiting, f"{self.location}: another publisher is at work")
+            lock_file(descriptor, waiting, f"{self.location}: another publisher is at work")
         except OSError as error:
             raise self._error("cannot lock", error) from error
 

@@ -3,8 +3,8 @@
 from contextlib import AbstractContextManager
 
 from cvfs.model import BlobRef
+from publisher.locking import Waiting
 from publisher.store.base import Store
-from publisher.turns import Waiting
 
 
 class DryRunStore:

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from publisher.create import create
-from publisher.keys import Keys
-from publisher.publish import Options, publish
+from publisher.publishing.publish import Options, publish
+from publisher.repository.create import create
+from publisher.signing.keys import Keys
 from publisher.store import open_store
 from tests.mounts import mount_points
 

@@ -11,8 +11,8 @@ import pytest
 from cvfs.format.blob import blob_path, seal
 from cvfs.format.tree import build
 from cvfs.model import NO_CONTENT, BlobRef, Entry, Manifest, Record
-from publisher.create import Security, sign_first
-from publisher.keys import Keys
+from publisher.repository.create import Security, sign_first
+from publisher.signing.keys import Keys
 from publisher.store import create_store
 from tests.e2e.host import NAME, Host, run, trust
 

@@ -11,11 +11,11 @@ from cvfs.format.blob import blob_path, digest, unseal
 from cvfs.format.pages import LocationPage, Page, decode_page
 from cvfs.format.tree import Tree
 from cvfs.model import BlobRef, Location, Manifest, Record
-from publisher.create import create
-from publisher.head import Head, read_head
-from publisher.keys import Keys
-from publisher.publish import Options, publish
-from publisher.report import Report
+from publisher.publishing.publish import Options, publish
+from publisher.publishing.report import Report
+from publisher.repository.create import create
+from publisher.repository.head import Head, read_head
+from publisher.signing.keys import Keys
 from publisher.store import open_store
 from tests.trees import Facts
 

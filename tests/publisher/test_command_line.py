@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from cvfs import __version__
-from publisher.check import CheckReport
 from publisher.cli.group import cli
-from publisher.threads import Threads
+from publisher.maintenance.check import CheckReport
+from publisher.publishing.threads import Threads
 from tests.publisher.stores import Store, command, environment, error_line, run
 from tests.trees import File, Link, Symlink, make_tree
 
@@ -138,7 +138,7 @@ def test_no_more_threads_than_processors_that_may_be_used(
 
     started: list[int] = []
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {5})
-    monkeypatch.setattr("publisher.check.check", record)
+    monkeypatch.setattr("publisher.maintenance.check.check", record)
     monkeypatch.setattr(Threads, "start", lambda _stack, packers: started.append(packers) or 1 / 0)
     monkeypatch.setenv("CVFS_KEYS", str(store.keys.directory))
     assert CliRunner().invoke(cli, ["check", str(store.path)]).exit_code == 0

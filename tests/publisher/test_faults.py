@@ -16,14 +16,14 @@ import pytest
 from cvfs.errors import PublishError, StoreError
 from cvfs.format.blob import blob_path
 from cvfs.trust.names import TIMESTAMP
-from publisher import index as index_module
-from publisher import publish as publish_module
-from publisher import read as read_module
-from publisher.chunk import LargeReader
-from publisher.index import open_index
-from publisher.listing import SourceTree
-from publisher.rollback import rollback
-from publisher.scan import Unread
+from publisher.maintenance.rollback import rollback
+from publisher.publishing import publish as publish_module
+from publisher.source import small_files as read_module
+from publisher.source.large_files import LargeReader
+from publisher.source.scan import Unread
+from publisher.source.tree import SourceTree
+from publisher.state import index as index_module
+from publisher.state.index import open_index
 from publisher.store import open_store
 from tests.publisher.stores import NOW_S, Store, command, environment, error_line, run
 from tests.trees import Directory, File, make_tree, snapshot
@@ -169,7 +169,7 @@ def test_published_is_published_whatever_happens_to_the_state(
     monkeypatch.setattr(Path, "write_bytes", refuse)
     monkeypatch.setattr(index_module.Index, "set_covered", set_covered)
     opened = open_store(str(store.path))
-    monkeypatch.setattr(publish_module, "learn", lambda *_: None)
+    monkeypatch.setattr(publish_module, "update_index", lambda *_: None)
     watch = publish_module.Watch(warn=warnings.append)
     report = publish_module.publish(opened, str(tree), store.state, publish_module.Options(), NOW_S, watch, store.keys)
     assert (report.is_published, report.changes.new) == (True, 2)

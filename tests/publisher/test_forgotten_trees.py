@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from publisher.index import open_index
-from publisher.publish import SILENT, Options, publish
-from publisher.report import Report
-from publisher.stat_cache import wait_until_settled
+from publisher.publishing.publish import SILENT, Options, publish
+from publisher.publishing.report import Report
+from publisher.state.index import open_index
+from publisher.state.stat_cache import wait_until_settled
 from publisher.store import open_store
 from tests.publisher.stores import NOW_S, Store
 
@@ -75,7 +75,7 @@ def test_a_tree_that_cannot_be_looked_at_is_not_gone(
 
     _publish(store, trees[0], NOW_S)
     with monkeypatch.context() as patch:
-        patch.setattr("publisher.forget._look", stat)
+        patch.setattr("publisher.state.tree_expiry._look", stat)
         _publish(store, trees[1], NOW_S + 2 * DAY_S)
     assert _rows(store) == (2, 6)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvfs.model import Record
-from publisher.chunk import GRAIN_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
+from publisher.source.large_files import GRAIN_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from tests.publisher.stores import Store, command, environment
 from tests.trees import snapshot
 

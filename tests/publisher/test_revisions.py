@@ -11,13 +11,13 @@ from cvfs.errors import ConfigError, StoreError, TrustError
 from cvfs.format.blob import blob_path
 from cvfs.format.tree import Tree
 from cvfs.model import BlobRef, Digest, Manifest
-from publisher.collect import Collected, Policy, collect
-from publisher.difference import differences
-from publisher.history import find_revision, read_manifest, revisions
-from publisher.reach import Reach
-from publisher.rollback import rollback
+from publisher.maintenance.garbage_collection import Collected, Policy, collect
+from publisher.maintenance.rollback import rollback
+from publisher.repository.difference import differences
+from publisher.repository.history import find_revision, read_manifest, revisions
+from publisher.repository.reachability import ReachableBlobs
+from publisher.repository.tags import set_tag
 from publisher.store import DirectoryStore, open_store
-from publisher.tags import set_tag
 from tests.publisher.stores import NOW_S, Store, error_line, run
 from tests.trees import snapshot
 
@@ -63,9 +63,9 @@ def _rollback(store: Store, number: int) -> int | None:
 
 
 def _blobs_of(store: Store, manifest: Manifest) -> set[BlobRef]:
-    reach = Reach(open_store(str(store.path)))
-    reach.add(manifest)
-    return reach.blobs
+    reachable = ReachableBlobs(open_store(str(store.path)))
+    reachable.add(manifest)
+    return reachable.blobs
 
 
 def _is_complete(store: Store, number: int) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cvfs.errors import TrustError
-from publisher.remember import Memory
+from publisher.state.last_published import LastPublished
 from publisher.store import open_store
 from tests.publisher.stores import Store, error_line, run
 
@@ -101,7 +101,7 @@ def test_another_store_is_another_story(store: Store, tree: Path, tmp_path: Path
 def test_torn_memory_is_no_memory(store: Store, tree: Path) -> None:
     (store.state / "published.json").write_bytes(b'{"ab')
     _publish(store, tree, "three")
-    assert Memory(store.state, open_store(str(store.path))).check(store.head) == store.head
+    assert LastPublished(store.state, open_store(str(store.path))).check(store.head) == store.head
 
 
 def test_command_line_says_it_in_one_line(store: Store, tree: Path) -> None:

@@ -1,4 +1,4 @@
-"""publisher.serve over real sockets: what it gives, what it does not, and how it stops."""
+"""publisher.server over real sockets: what it gives, what it does not, and how it stops."""
 
 import http.client
 import os
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from cvfs.errors import ConfigError, StoreError
-from publisher.serve import StoreServer
+from publisher.server.http_server import StoreServer
 
 NAME = "data/ab/" + "c" * 62
 BODY = os.urandom(3_000_000)  # more than a socket buffer
@@ -343,7 +343,8 @@ def test_nothing_stays_open(store: Path) -> None:
 
 
 PROGRAM = (
-    "import sys; from publisher.serve import serve; print(serve(sys.argv[1], announce=lambda u: print(u, flush=True)))"
+    "import sys; from publisher.server.http_server import serve; "
+    "print(serve(sys.argv[1], announce=lambda u: print(u, flush=True)))"
 )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from publisher import read
-from publisher.listing import SourceTree
-from publisher.scan import Unread
+from publisher.source import small_files
+from publisher.source.scan import Unread
+from publisher.source.tree import SourceTree
 from tests.publisher.stores import Store
 
 _AT_ONCE_S, _ALWAYS_WAITED_S = 1e9, -1.0
@@ -28,14 +28,14 @@ def _publish(store: Store, tree: Path, slow_s: float, monkeypatch: pytest.Monkey
     """Publish as if a file were waited for from `slow_s` on; how many batches were read by which kind of thread."""
     read_by: Counter[str] = Counter()
 
-    def read_batch(source: SourceTree, files: Sequence[Unread]) -> list[read.Plain]:
+    def read_batch(source: SourceTree, files: Sequence[Unread]) -> list[small_files.Plain]:
         read_by[threading.current_thread().name.partition("_")[0]] += 1
         return original(source, files)
 
-    original = read.read_batch
+    original = small_files.read_batch
     with monkeypatch.context() as patch:
-        patch.setattr(read, "_SLOW_S", slow_s)
-        patch.setattr(read, "read_batch", read_batch)
+        patch.setattr(small_files, "_SLOW_S", slow_s)
+        patch.setattr(small_files, "read_batch", read_batch)
         store.publish(tree)
     return read_by
 
@@ -50,7 +50,7 @@ def test_both_ways_make_the_same_packs(tmp_path: Path, tree: Path, monkeypatch: 
 
 
 def test_a_disk_that_became_fast_is_noticed(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "_BATCHES_IN_THREADS", 2)
+    monkeypatch.setattr(small_files, "_BATCHES_IN_THREADS", 2)
     read_by = _publish(Store(tmp_path / "store"), tree, _ALWAYS_WAITED_S, monkeypatch)
     assert read_by["MainThread"] == 2
     assert read_by["read"] == 4

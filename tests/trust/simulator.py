@@ -1,8 +1,8 @@
 """A repository in memory that is the transport: what a publisher signs, and what mirrors make of it.
 
 `Simulator` has the methods of `Transport` that `Mirrors` uses, so no socket stands between a test and the rules. The
-publisher's own code signs (`publisher.head`, `publisher.key_changes`); a test that attacks changes `files`, or signs
-with keys that it has stolen.
+publisher's own code signs (`publisher.repository`, `publisher.maintenance`); a test that attacks changes `files`, or
+signs with keys that it has stolen.
 """
 
 import stat
@@ -28,8 +28,10 @@ from cvfs.trust.pin import Pin
 from cvfs.trust.state import FILE
 from cvfs.trust.values import root_id
 from cvfs.which import Which
-from publisher import head, key_changes, sign, tags
-from publisher.keys import ROLES, Keys, Signer
+from publisher.maintenance import key_changes
+from publisher.repository import head, tags
+from publisher.signing import metadata
+from publisher.signing.keys import ROLES, Keys, Signer
 from publisher.store.base import HeadMovedError
 from tests.small_store import make_entry
 
@@ -96,16 +98,16 @@ class Publisher:
         paths = tuple(directory / f"root-{number}.pem" for number in range(threshold)) if threshold > 1 else ()
         self.keys = Keys(directory, paths)
         signers = self.make_keys()
-        root = sign.make_root(name, signers, threshold, sign.Validity(timestamp_days=days), NOW_S)
-        self.root = sign.sign_root(root, None, signers["root"])
+        root = metadata.make_root(name, signers, threshold, metadata.Validity(timestamp_days=days), NOW_S)
+        self.root = metadata.sign_root(root, None, signers["root"])
         self.keys.keep_root(self.root)
         manifest = self.make_first(name)
         ref, plain = head.put_manifest(self.store, manifest)
-        targets = sign.make_targets(1, ref, plain, NOW_S, signers["targets"])
-        snapshot = sign.make_snapshot(1, 1, targets, NOW_S, signers["snapshot"])
+        targets = metadata.make_targets(1, ref, plain, NOW_S, signers["targets"])
+        snapshot = metadata.make_snapshot(1, 1, targets, NOW_S, signers["snapshot"])
         for role, data in (("root", self.root), ("targets", targets), ("snapshot", snapshot)):
             self.store.add_metadata(names.metadata_path(role, 1), data)
-        self.files[names.TIMESTAMP] = sign.make_timestamp(1, 1, snapshot, days, NOW_S, signers["timestamp"])
+        self.files[names.TIMESTAMP] = metadata.make_timestamp(1, 1, snapshot, days, NOW_S, signers["timestamp"])
 
     @property
     def files(self) -> Files:
@@ -160,7 +162,7 @@ class Publisher:
     def resign_blindly(self) -> None:
         """A newer timestamp of the same, whatever else is in the store."""
         signers = self.keys.signers("timestamp")
-        self.files[names.TIMESTAMP] = sign.renew_timestamp(self.files[names.TIMESTAMP], None, self.now_s, signers)
+        self.files[names.TIMESTAMP] = metadata.renew_timestamp(self.files[names.TIMESTAMP], None, self.now_s, signers)
 
     def rotate(self, role: str) -> None:
         key_changes.rotate(self.store, self.keys, role, None, self.now_s)

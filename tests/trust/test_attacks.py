@@ -16,7 +16,7 @@ from cvfs.heads import Heads
 from cvfs.mirrors import Mirrors, Network
 from cvfs.trust import names
 from cvfs.trust.pin import find_pin
-from publisher import head
+from publisher.repository import head
 from tests.trust.simulator import DAY_S, DEADLINE_S, NAME, Files, World, resign_with
 
 SIGNED = ("timestamp", "snapshot", "targets")

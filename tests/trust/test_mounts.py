@@ -43,10 +43,10 @@ def cvfs(tmp_path: Path) -> Iterator[Command]:
 
 def expire(store: SmallStore, seconds: float) -> None:
     """Sign the timestamp so that it expires in `seconds`, to the second."""
-    import publisher.sign as sign
+    from publisher.signing import metadata
 
     now_s = int(time.time() + seconds) - 86_400
-    data = sign.renew_timestamp((store.path / TIMESTAMP).read_bytes(), 1, now_s, store.keys["timestamp"])
+    data = metadata.renew_timestamp((store.path / TIMESTAMP).read_bytes(), 1, now_s, store.keys["timestamp"])
     (store.path / "new").write_bytes(data)
     (store.path / "new").rename(store.path / TIMESTAMP)
 

@@ -16,7 +16,7 @@ from cvfs.model import Ancestor
 from cvfs.trust import names
 from cvfs.trust.targets import find_target
 from cvfs.which import Which, parse_date, split_address
-from publisher import head, tags
+from publisher.repository import head, tags
 from tests.trust.simulator import DAY_S, NAME, NOW_S, World
 
 

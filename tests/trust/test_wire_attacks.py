@@ -22,7 +22,7 @@ from cvfs.transport import Transport
 from cvfs.trust import names, state
 from cvfs.trust.pin import Pin
 from cvfs.trust.values import root_id
-from publisher import head
+from publisher.repository import head
 from tests import servers
 from tests.command import Command
 from tests.servers import FaultyServer

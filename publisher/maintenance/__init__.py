@@ -1,0 +1,1 @@
+"""What is done to a store besides publishing: checks, garbage collection, going back, changes of keys."""

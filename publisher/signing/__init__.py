@@ -1,0 +1,1 @@
+"""Private keys, and the metadata that they sign."""
