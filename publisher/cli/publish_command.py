@@ -12,7 +12,7 @@ from publisher.cli.common import check_apart, find_keys, json_option, keys_optio
 from publisher.store import open_store
 
 if TYPE_CHECKING:
-    from publisher.publishing.publish import Watch
+    from publisher.publishing.options import Watch
 
 
 def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -67,7 +67,8 @@ def command(
       cvfs-publisher publish /srv/software build/ --at tools/gcc/14.2 --exclude '*.o'
     """
     from publisher.cli.publish_summary import summary
-    from publisher.publishing.publish import Options, publish
+    from publisher.publishing.options import Options
+    from publisher.publishing.publish import publish
     from publisher.publishing.subtree import parse_path
     from publisher.publishing.threads import usable_cpus
     from publisher.repository.head import read_head
@@ -99,7 +100,7 @@ def command(
 
 def _watching(is_wanted: bool) -> "AbstractContextManager[Watch]":
     """What shows progress, if stderr is a terminal."""
-    from publisher.publishing.publish import SILENT
+    from publisher.publishing.options import SILENT
 
     if not is_wanted or not sys.stderr.isatty():
         return nullcontext(SILENT)

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager, suppress
 
 from cvfs.errors import PublishError
 from cvfs.progress import Bar, progress_bar
-from publisher.publishing.publish import Watch
+from publisher.publishing.options import Watch
 from publisher.publishing.report import Counts
 from publisher.source.tree import Directory, SourceTree
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from cvfs.errors import ConfigError, StoreError
 from cvfs.trust import names
-from publisher.repository.head import Head, Signers, add, make_timestamp, read_own_head
+from publisher.repository.head import Head, read_own_head
+from publisher.repository.head_update import Signers, add, make_timestamp
 from publisher.signing import metadata
 from publisher.signing.keys import ROLES, Keys, Signer
 from publisher.store import Store

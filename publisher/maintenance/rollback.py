@@ -6,7 +6,8 @@ from pathlib import Path
 from cvfs.format.manifest import check_message
 from cvfs.format.tree import Root
 from cvfs.model import Manifest
-from publisher.repository.head import advance, next_manifest, online_signers, read_own_head
+from publisher.repository.head import read_own_head
+from publisher.repository.head_update import advance, next_manifest, online_signers
 from publisher.repository.history import find_revision, read_manifest
 from publisher.repository.reachability import check_complete
 from publisher.signing.keys import Keys

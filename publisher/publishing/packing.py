@@ -1,16 +1,35 @@
 """Packs on their way into the store: compressed, hashed and written in worker threads, settled in order."""
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 
+import zstandard
+
+from cvfs.format.blob import seal
 from cvfs.model import BlobRef
-from publisher.packs.pack import CHUNK_PACK_BYTES, OBJECT_PACK_BYTES, Pack, Packer, Sealed, Sealer, Shelf
+from publisher.packs.pack import CHUNK_PACK_BYTES, OBJECT_PACK_BYTES, Pack, Sealed
+from publisher.packs.shelf import Packer, Shelf
 from publisher.publishing.report import Counts
 from publisher.state.index import Index
 
 PutPack = Callable[[BlobRef, bytes], bool]
 """Stores a pack; false if it was there. Called in worker threads."""
+
+
+class Sealer:
+    """Compresses, in any thread."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._local = threading.local()
+
+    def __call__(self, plain: bytes) -> tuple[BlobRef, bytes]:
+        compressor = getattr(self._local, "compressor", None)
+        if compressor is None:
+            compressor = self._local.compressor = zstandard.ZstdCompressor(level=self._level)
+        return seal(plain, compressor)
 
 
 class Packing:

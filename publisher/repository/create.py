@@ -10,7 +10,7 @@ from cvfs.format.tree import build
 from cvfs.model import NO_CONTENT, BlobRef, Entry, Manifest, Record
 from cvfs.trust import names
 from cvfs.trust.values import Ahead
-from publisher.repository.head import put_manifest
+from publisher.repository.head_update import put_manifest
 from publisher.signing import metadata
 from publisher.signing.keys import ROLES, Keys, Signer, default_keys
 from publisher.store import DirectoryStore, create_store

@@ -7,7 +7,8 @@ from cvfs.limits import MAX_TAGS_BYTES
 from cvfs.model import Ancestor
 from cvfs.trust import names
 from cvfs.trust.targets import find_target
-from publisher.repository.head import Head, online_signers, read_own_head, swap
+from publisher.repository.head import Head, read_own_head
+from publisher.repository.head_update import online_signers, swap
 from publisher.repository.history import find_revision, read_blob, read_manifest
 from publisher.repository.reachability import check_complete
 from publisher.signing import metadata

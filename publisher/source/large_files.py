@@ -16,7 +16,7 @@ from cvfs.limits import KIB, MIB
 from cvfs.model import Digest
 from publisher.packs.large_objects import Chunk
 from publisher.source.entry import Xattrs, is_unchanged, read_xattrs
-from publisher.source.scan import Unread
+from publisher.source.scanned import Unread
 from publisher.source.small_files import OPEN_FLAGS, finish
 from publisher.source.tree import SourceTree
 from publisher.state.stat_cache import wait_until_settled

@@ -6,17 +6,15 @@ A file that looks as it did when it was last read keeps its entry; the others co
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 
-import xxhash
 from msgspec.structs import replace
 
 from cvfs.errors import PublishError
 from cvfs.limits import MAX_NAME_BYTES, MAX_PATH_BYTES
 from cvfs.model import NO_CONTENT, Content, Entry, Record, join
-from publisher.packs.pack import Place
 from publisher.source.entry import read_xattrs
+from publisher.source.scanned import LinkGroup, Run, Unread, known_as, link_group_number
 from publisher.source.tree import Directory, SourceTree
 from publisher.state.stat_cache import Known, KnownDirectory, StatCache, is_settled
 
@@ -25,70 +23,6 @@ RUN_NAMES = 1024
 
 Locate = Callable[[Entry], Content | None]
 """Where the content of an entry is stored already; None: nowhere, or not known."""
-
-
-class LinkGroup:
-    """A file of several names in the tree. `number` and `count` as an entry has them."""
-
-    __slots__ = ("count", "first", "number")
-
-    def __init__(self, number: int, count: int) -> None:
-        self.number = number
-        self.count = count
-        self.first: Unread | None = None
-
-    def apply(self, entry: Entry) -> Entry:
-        return replace(entry, nlink=self.count, link_group=self.number)
-
-
-class Unread:
-    """A regular file whose content is not known. `entry` is made once it has been read.
-
-    `path` is relative to the source tree, `directory` to the repository. `same` is the first name of the same file.
-    `number` counts the paths of the tree before it; `place` is where its content goes.
-    """
-
-    __slots__ = ("directory", "entry", "group", "name", "number", "path", "place", "same", "seen_ns", "status")
-
-    def __init__(self, directory: bytes, path: bytes, name: bytes, status: os.stat_result) -> None:
-        self.directory = directory
-        self.path = path
-        self.name = name
-        self.status = status
-        self.group: LinkGroup | None = None
-        self.same: Unread | None = None
-        self.entry: Entry | None = None
-        self.place: Place | None = None
-        self.seen_ns = 0
-        self.number = 0
-
-
-@dataclass(slots=True)
-class Run:
-    """A run of the names of one directory, in order: finished records, and files to read.
-
-    `known` is what the stat cache shall remember of it, the files to read aside. `is_changed`: it must be told.
-    """
-
-    directory: bytes
-    path: bytes
-    number: int
-    is_last: bool
-    items: list[Record | Unread] = field(default_factory=list)
-    known: list[Known] = field(default_factory=list)
-    is_changed: bool = False
-
-    def remembered(self) -> Sequence[Known]:
-        """What the stat cache shall keep, once all has been read; files changed a moment before are left out."""
-        read = [item for item in self.items if isinstance(item, Unread) and is_settled(item.status, item.seen_ns)]
-        known = self.known + [known_as(item.entry, item.status) for item in read if item.entry is not None]
-        return sorted(known, key=lambda known: known.entry.name)
-
-
-def known_as(entry: Entry, status: os.stat_result) -> Known:
-    if not stat.S_ISDIR(entry.mode) and entry.nlink != 1:
-        entry = replace(entry, nlink=1, link_group=0)
-    return Known(entry, status.st_ino, status.st_ctime_ns, status.st_size)
 
 
 class Scanner:
@@ -213,11 +147,6 @@ class Scanner:
                 return None
             group = self._groups[identity] = LinkGroup(link_group_number(join(self._prefix, path)), count)
         return group
-
-
-def link_group_number(path: bytes) -> int:
-    """The number of the link group whose first name is `path`: 63 bits, not 0."""
-    return (xxhash.xxh3_64_intdigest(path) & ((1 << 63) - 1)) or 1
 
 
 def _is_same(known: Known, status: os.stat_result) -> bool:

@@ -12,7 +12,7 @@ from cvfs.limits import KIB
 from cvfs.model import Digest
 from publisher.packs.pack import MAX_SMALL_BYTES
 from publisher.source.entry import is_unchanged, read_xattrs
-from publisher.source.scan import Unread
+from publisher.source.scanned import Unread
 from publisher.source.tree import SourceTree
 from publisher.state.stat_cache import wait_until_settled
 

@@ -7,210 +7,30 @@ publish has put is kept every now and then, and also if it fails: the next one d
 
 import os
 import shutil
-import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
-
-import lmdb
-import msgspec
 
 from cvfs.errors import StoreError
 from cvfs.format.codec import decoder_of, encode
 from cvfs.model import BlobRef, Content, Digest
 from publisher.locking import Waiting, lock_file
-
-_VERSION = b"2"
-"""Of the layout below. A directory of another version is thrown away."""
-
-_MAP_BYTES = 1 << 38
-"""Address space, not memory or disk."""
-
-_MAX_HELD = 50_000
-"""Pieces put at once; 10 MB of memory."""
+from publisher.state.database import BROKEN, DatabaseError, Session, open_session
+from publisher.state.pieces import Blobs, HasBlob, Pieces
 
 _SAVE_S = 60.0
 """How much work a kill may cost. A save takes one write to the disk."""
 
-_NAMES = (b"meta", b"objects", b"large", b"chunks", b"packs", b"numbers", b"pages", b"files", b"trees")
-_PIECE = struct.Struct("<III")
-_NUMBER = struct.Struct("<I")
 _REF = decoder_of(BlobRef)
 _CONTENT = decoder_of(Content)
 _ROOT = decoder_of(tuple[BlobRef, int])
-
-BROKEN = (lmdb.Error, msgspec.DecodeError, struct.error)
-"""What a damaged index raises. It is to be thrown away."""
-
-
-class Piece(NamedTuple):
-    """`length` plain bytes at `offset` of `pack`."""
-
-    pack: BlobRef
-    offset: int
-    length: int
-
-
-HasBlob = Callable[[BlobRef], bool]
-
-
-class _Session:
-    """The tables, within the present write transaction."""
-
-    def __init__(self, environment: lmdb.Environment) -> None:
-        self._environment = environment
-        self._tables = {name: environment.open_db(name) for name in _NAMES}
-        self._transaction = environment.begin(write=True)
-
-    def get(self, table: bytes, key: bytes) -> bytes | memoryview | None:
-        value: bytes | memoryview | None = self._transaction.get(key, db=self._tables[table])
-        return value
-
-    def put(self, table: bytes, key: bytes, value: bytes) -> None:
-        self._transaction.put(key, value, db=self._tables[table])
-
-    def put_sorted(self, table: bytes, items: list[tuple[bytes, bytes]]) -> None:
-        with self._transaction.cursor(self._tables[table]) as cursor:
-            cursor.putmulti(items)
-
-    def delete(self, table: bytes, key: bytes) -> bool:
-        return bool(self._transaction.delete(key, db=self._tables[table]))
-
-    def items(self, table: bytes) -> list[tuple[bytes, bytes]]:
-        with self._transaction.cursor(self._tables[table]) as cursor:
-            return [(bytes(key), bytes(value)) for key, value in cursor]
-
-    def delete_below(self, table: bytes, prefix: bytes) -> None:
-        """Delete all whose keys begin with `prefix`."""
-        with self._transaction.cursor(self._tables[table]) as cursor:
-            cursor.set_range(prefix)
-            while bytes(cursor.key()[: len(prefix)]) == prefix:
-                cursor.delete()  # and go on to the next
-
-    def count(self, table: bytes) -> int:
-        entries: int = self._transaction.stat(self._tables[table])["entries"]
-        return entries
-
-    def commit(self) -> None:
-        """Keep what was put, and begin anew. Raises lmdb.Error: nothing was kept, and `abort` is to be called."""
-        self._transaction.commit()
-        self._transaction = self._environment.begin(write=True)
-
-    def abort(self) -> None:
-        """Forget what was put since the last commit, and begin anew."""
-        self._transaction.abort()
-        self._transaction = self._environment.begin(write=True)
-
-    def close(self) -> None:
-        self._transaction.abort()  # Does nothing after a commit.
-
-
-class Blobs:
-    """Which blobs are in the store. It is asked once for each, and blobs are numbered to be named in four bytes."""
-
-    def __init__(self, session: _Session, has_blob: HasBlob) -> None:
-        self._session = session
-        self._has_blob = has_blob
-        self._present: dict[BlobRef, bool] = {}
-        self._by_number: dict[int, BlobRef | None] = {}
-        self._number_of: dict[BlobRef, int] = {}
-        self._count = session.count(b"packs")
-        self.missing: set[BlobRef] = set()
-        """Those that were asked for, and are not there."""
-
-    def is_present(self, blob: BlobRef) -> bool:
-        present = self._present.get(blob)
-        if present is None:
-            present = self._present[blob] = self._has_blob(blob)
-            if not present:
-                self.missing.add(blob)
-        return present
-
-    def add(self, blob: BlobRef) -> None:
-        """Take note that a blob has been put into the store."""
-        if self._present.get(blob) is False:
-            self.missing.discard(blob)
-            self._by_number.pop(self.number(blob), None)
-        self._present[blob] = True
-
-    def forget(self) -> None:
-        """The session was aborted: numbers given since the last commit mean nothing."""
-        self._by_number.clear()
-        self._number_of.clear()
-        self._count = self._session.count(b"packs")
-
-    def find(self, number: int) -> BlobRef | None:
-        """The pack of a number, if it is in the store."""
-        if number not in self._by_number:
-            value = self._session.get(b"packs", _NUMBER.pack(number))
-            pack = None if value is None else _REF.decode(value)
-            self._by_number[number] = pack if pack is not None and self.is_present(pack) else None
-        return self._by_number[number]
-
-    def number(self, pack: BlobRef) -> int:
-        number = self._number_of.get(pack)
-        if number is None:
-            number = self._number_of[pack] = self._find_number(pack)
-        return number
-
-    def _find_number(self, pack: BlobRef) -> int:
-        value = self._session.get(b"numbers", pack.id)
-        if value is not None:
-            return int(_NUMBER.unpack(value)[0])
-        number, self._count = self._count, self._count + 1
-        self._session.put(b"numbers", pack.id, _NUMBER.pack(number))
-        self._session.put(b"packs", _NUMBER.pack(number), encode(pack))
-        self._by_number.pop(number, None)
-        return number
-
-
-class Pieces:
-    """Where contents are: objects, or chunks, by their ids.
-
-    New ones are held back and put in batches, in order. A table that is empty is not asked: each call into LMDB lets
-    other threads have the interpreter, and has to wait for it to come back.
-    """
-
-    def __init__(self, session: _Session, table: bytes, blobs: Blobs) -> None:
-        self._session = session
-        self._table = table
-        self._blobs = blobs
-        self._held: dict[bytes, bytes] = {}
-        self._is_empty = not session.count(table)
-
-    def find(self, content_id: bytes) -> Piece | None:
-        """None if it is not known, or its pack is not in the store."""
-        value: bytes | memoryview | None = self._held.get(content_id)
-        if value is None and not self._is_empty:
-            value = self._session.get(self._table, content_id)
-        if value is None:
-            return None
-        number, offset, length = _PIECE.unpack(value)
-        pack = self._blobs.find(number)
-        return None if pack is None else Piece(pack, offset, length)
-
-    def add(self, content_id: bytes, piece: Piece) -> None:
-        self._held[content_id] = _PIECE.pack(self._blobs.number(piece.pack), piece.offset, piece.length)
-        if len(self._held) >= _MAX_HELD:
-            self.flush()
-
-    def flush(self) -> None:
-        """Put what was held back."""
-        if self._held:
-            self._session.put_sorted(self._table, sorted(self._held.items()))
-            self._held, self._is_empty = {}, False
-
-    def forget(self) -> None:
-        """The session was aborted: what was added since the last commit has gone."""
-        self._held, self._is_empty = {}, not self._session.count(self._table)
 
 
 class Index:
     """The index, open. Nothing that relies on a blob which is not in the store is ever answered."""
 
-    def __init__(self, session: _Session, has_blob: HasBlob, *, keep: bool) -> None:
+    def __init__(self, session: Session, has_blob: HasBlob, *, keep: bool) -> None:
         self._session = session
         self._keep = keep
         self._saved_s = time.monotonic()
@@ -233,7 +53,7 @@ class Index:
             self.objects.flush()
             self.chunks.flush()
             self._session.commit()
-        except lmdb.Error:
+        except DatabaseError:
             self._session.abort()
             for part in (self.blobs, self.objects, self.chunks):
                 part.forget()
@@ -307,11 +127,8 @@ def open_index(directory: Path, has_blob: HasBlob, waiting: Waiting | None, *, k
     """
     lock = _lock(directory, waiting)
     try:
-        environment = _open_or_reset(directory / "index")
-        try:
-            yield from _in_session(environment, has_blob, keep)
-        finally:
-            environment.close()
+        with open_session(directory / "index") as session:
+            yield from _with_index(session, has_blob, keep)
     finally:
         os.close(lock)
 
@@ -336,46 +153,13 @@ def _lock(directory: Path, waiting: Waiting | None) -> int:
     return lock
 
 
-def _in_session(environment: lmdb.Environment, has_blob: HasBlob, keep: bool) -> Iterator[Index]:
-    session = _Session(environment)
+def _with_index(session: Session, has_blob: HasBlob, keep: bool) -> Iterator[Index]:
+    index = Index(session, has_blob, keep=keep)
     try:
-        index = Index(session, has_blob, keep=keep)
-        try:
-            yield index
-        except BROKEN:
-            raise
-        except BaseException:
-            index.save()
-            raise
-        index.save()
-    finally:
-        session.close()
-
-
-def _open_or_reset(path: Path) -> lmdb.Environment:
-    try:
-        return _open(path)
-    except (*BROKEN, OSError):
-        shutil.rmtree(path, ignore_errors=True)
-    try:
-        return _open(path)
-    except (*BROKEN, OSError) as error:
-        raise StoreError(f"cannot keep state in {path}: {error} (choose with --state DIR)") from error
-
-
-def _open(path: Path) -> lmdb.Environment:
-    environment = lmdb.open(str(path), map_size=_MAP_BYTES, max_dbs=len(_NAMES), metasync=False, readahead=False)
-    try:
-        info, page_bytes = environment.info(), environment.stat()["psize"]
-        if (path / "data.mdb").stat().st_size < (info["last_pgno"] + 1) * page_bytes and info["last_pgno"] > 1:
-            raise lmdb.CorruptedError("truncated")  # Reading beyond its end would be a SIGBUS.
-        with environment.begin(write=True) as transaction:
-            version = transaction.get(b"version")
-            if version is None:
-                transaction.put(b"version", _VERSION)
-            elif version != _VERSION:
-                raise lmdb.VersionMismatchError("another layout")
-    except BaseException:
-        environment.close()
+        yield index
+    except BROKEN:
         raise
-    return environment
+    except BaseException:
+        index.save()
+        raise
+    index.save()

@@ -6,7 +6,8 @@ from cvfs.errors import CvfsError
 from cvfs.format.pages import LocationPage
 from cvfs.format.tree import Load, Tree, diff
 from cvfs.model import Content, Entry, Location, Record
-from publisher.state.index import Index, Piece
+from publisher.state.index import Index
+from publisher.state.pieces import Piece
 
 
 def update_index(index: Index, tree: Tree, load: Load) -> None:

@@ -1,7 +1,5 @@
 """A store in a directory: data/ and the head as any web server serves them, the publisher's own in .publisher/."""
 
-import ctypes
-import errno
 import itertools
 import os
 import re
@@ -18,6 +16,7 @@ from cvfs.trust.names import DIRECTORY, MAX_TARGETS_BYTES, MAX_TIMESTAMP_BYTES
 from cvfs.trust.names import TIMESTAMP as HEAD
 from publisher.locking import Waiting, lock_file
 from publisher.store.base import HeadMovedError, StoredBlob
+from publisher.store.disk import begin_write_back, sync_directory, sync_file_system, write_all
 
 _OWN = ".publisher"
 _LOCK = f"{_OWN}/lock"
@@ -26,10 +25,6 @@ _BLOB_NAME = re.compile("[0-9a-f]{64}")
 
 _BEGUN_BYTES = 64 * KIB
 """Files from this size on, packs that is, are on their way to the disk at once. Small ones it takes better together."""
-
-_SYNC_FILE_RANGE_WRITE = 2
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class DirectoryStore:
@@ -107,7 +102,7 @@ class DirectoryStore:
     def add_metadata(self, path: str, data: bytes) -> bool:
         try:
             self._write(path, data, durable=True, move=_move_if_free)
-            _sync_directory(f"{self._root}/{DIRECTORY}")
+            sync_directory(f"{self._root}/{DIRECTORY}")
         except FileExistsError:
             return self.get_metadata(path, MAX_TARGETS_BYTES) == data
         except OSError as error:
@@ -133,7 +128,7 @@ class DirectoryStore:
         """Put a file of metadata in place, whatever was there. Only for the head, and for a store that has none."""
         try:
             self._write(path, data, durable=True)
-            _sync_directory(f"{self._root}/{DIRECTORY}")
+            sync_directory(f"{self._root}/{DIRECTORY}")
         except OSError as error:
             raise self._error("cannot write", error) from error
 
@@ -141,10 +136,10 @@ class DirectoryStore:
         try:
             if self._locked is not None:
                 # Open since before the first blob, so that it learns of each that the disk has refused meanwhile.
-                return _sync_file_system(self._locked)
+                return sync_file_system(self._locked)
             descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                _sync_file_system(descriptor)
+                sync_file_system(descriptor)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -191,7 +186,7 @@ class DirectoryStore:
                 if durable:
                     os.fsync(descriptor)
                 elif len(data) >= _BEGUN_BYTES:
-                    _begin_write_back(descriptor)
+                    begin_write_back(descriptor)
             finally:
                 os.close(descriptor)
             _move(move, temporary, f"{self._root}/{relative}")
@@ -230,13 +225,6 @@ def _move_if_free(temporary: str, target: str) -> None:
     os.unlink(temporary)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
-    """write(2) until all of `data` is written: a nearly full disk takes a part of it first."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
 def open_store(location: str) -> DirectoryStore:
     """The store at `location`. Raises StoreError if there is none."""
     path = Path(location).absolute()
@@ -267,36 +255,3 @@ def create_store(location: str) -> DirectoryStore:
     except OSError as error:
         raise StoreError(f"cannot make a store in {location}: {error.strerror}") from error
     return DirectoryStore(path)
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _begin_write_back(descriptor: int) -> None:
-    """sync_file_range(2), which Python lacks: let the disk write a file while the next ones are compressed.
-
-    It makes nothing durable, so where it cannot be done nothing is lost; but `sync`, which does, finds little left to
-    wait for: 0.01 s instead of 0.16 s after 540 MB, on a fast disk.
-    """
-    sync_file_range = getattr(_libc, "sync_file_range", None)
-    if sync_file_range is not None:
-        whole = ctypes.c_int64(0)
-        sync_file_range(descriptor, whole, whole, _SYNC_FILE_RANGE_WRITE)
-
-
-def _sync_file_system(descriptor: int) -> None:
-    """syncfs(2), which Python lacks: one call for all new files. Elsewhere than on Linux, sync(2).
-
-    It raises OSError also for what the disk refused before, but since `descriptor` was opened at the latest.
-    """
-    syncfs = getattr(_libc, "syncfs", None)
-    if syncfs is None:
-        os.sync()
-    elif syncfs(descriptor) != 0:
-        number = ctypes.get_errno() or errno.EIO
-        raise OSError(number, os.strerror(number))

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from publisher.publishing.publish import Options, publish
+from publisher.publishing.options import Options
+from publisher.publishing.publish import publish
 from publisher.repository.create import create
 from publisher.signing.keys import Keys
 from publisher.store import open_store

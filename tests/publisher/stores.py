@@ -11,7 +11,8 @@ from cvfs.format.blob import blob_path, digest, unseal
 from cvfs.format.pages import LocationPage, Page, decode_page
 from cvfs.format.tree import Tree
 from cvfs.model import BlobRef, Location, Manifest, Record
-from publisher.publishing.publish import Options, publish
+from publisher.publishing.options import Options
+from publisher.publishing.publish import publish
 from publisher.publishing.report import Report
 from publisher.repository.create import create
 from publisher.repository.head import Head, read_head

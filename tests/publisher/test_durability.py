@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from cvfs.errors import StoreError
-from publisher.store import directory
+from publisher.store import directory, disk
 from tests.publisher.stores import Store
 from tests.trees import File, make_tree, snapshot
 
@@ -47,9 +47,9 @@ def test_packs_are_begun_before_all_is_waited_for(store: Store, tree: Path, monk
         original_rename(source, target)
 
     events: list[str] = []
-    original_begin, original_sync, original_rename = directory._begin_write_back, directory._sync_file_system, os.rename
-    monkeypatch.setattr(directory, "_begin_write_back", begin)
-    monkeypatch.setattr(directory, "_sync_file_system", sync)
+    original_begin, original_sync, original_rename = directory.begin_write_back, directory.sync_file_system, os.rename
+    monkeypatch.setattr(directory, "begin_write_back", begin)
+    monkeypatch.setattr(directory, "sync_file_system", sync)
     monkeypatch.setattr(directory.DirectoryStore._write, "__kwdefaults__", {"durable": False, "move": rename})
     store.publish(tree)
     assert events.count("begin") == 2
@@ -60,7 +60,7 @@ def test_packs_are_begun_before_all_is_waited_for(store: Store, tree: Path, monk
 def test_where_it_cannot_be_begun(
     store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[..., int] | None
 ) -> None:
-    monkeypatch.setattr(directory, "_libc", SimpleNamespace(sync_file_range=answer, syncfs=directory._libc.syncfs))
+    monkeypatch.setattr(disk, "_libc", SimpleNamespace(sync_file_range=answer, syncfs=disk._libc.syncfs))
     assert store.publish(tree).is_published
     assert store.snapshot() == snapshot(tree, count_links=True)
 
@@ -86,7 +86,7 @@ def test_what_the_disk_refused_early_is_an_error(store: Store, tree: Path, monke
     told: set[tuple[int, str]] = set()
     before = store.head
     with monkeypatch.context() as patch:
-        patch.setattr(directory, "_libc", SimpleNamespace(sync_file_range=begin, syncfs=syncfs))
+        patch.setattr(disk, "_libc", SimpleNamespace(sync_file_range=begin, syncfs=syncfs))
         with pytest.raises(StoreError, match=r"cannot write the store .*: Input/output error"):
             store.publish(tree)
     assert told

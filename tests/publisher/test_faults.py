@@ -17,12 +17,14 @@ from cvfs.errors import PublishError, StoreError
 from cvfs.format.blob import blob_path
 from cvfs.trust.names import TIMESTAMP
 from publisher.maintenance.rollback import rollback
+from publisher.publishing import new_tree
 from publisher.publishing import publish as publish_module
 from publisher.source import small_files as read_module
 from publisher.source.large_files import LargeReader
-from publisher.source.scan import Unread
+from publisher.source.scanned import Unread
 from publisher.source.tree import SourceTree
 from publisher.state import index as index_module
+from publisher.state.database import Session
 from publisher.state.index import open_index
 from publisher.store import open_store
 from tests.publisher.stores import NOW_S, Store, command, environment, error_line, run
@@ -132,12 +134,12 @@ def test_an_index_that_cannot_be_saved_costs_only_time(
         original(session)
 
     commits: list[object] = []
-    original = index_module._Session.commit
+    original = Session.commit
     make_tree(tree / "m", MANY)
     make_tree(tree / "n", MANY)
     with monkeypatch.context() as patch:
         patch.setattr(index_module, "_SAVE_S", 0.0)
-        patch.setattr(index_module._Session, "commit", commit)
+        patch.setattr(Session, "commit", commit)
         assert store.publish(tree).is_published
     assert len(commits) > 3
     assert store.snapshot() == snapshot(tree, count_links=True)
@@ -151,7 +153,7 @@ def test_state_that_is_broken_again_and_again_is_one_line(
     def count(*_: object) -> int:
         raise lmdb.CorruptedError("broken")
 
-    monkeypatch.setattr(index_module._Session, "count", count)
+    monkeypatch.setattr(Session, "count", count)
     with pytest.raises(StoreError, match=r"cannot keep state in .*broken.*--state DIR"):
         store.publish(tree)
 
@@ -169,7 +171,7 @@ def test_published_is_published_whatever_happens_to_the_state(
     monkeypatch.setattr(Path, "write_bytes", refuse)
     monkeypatch.setattr(index_module.Index, "set_covered", set_covered)
     opened = open_store(str(store.path))
-    monkeypatch.setattr(publish_module, "update_index", lambda *_: None)
+    monkeypatch.setattr(new_tree, "update_index", lambda *_: None)
     watch = publish_module.Watch(warn=warnings.append)
     report = publish_module.publish(opened, str(tree), store.state, publish_module.Options(), NOW_S, watch, store.keys)
     assert (report.is_published, report.changes.new) == (True, 2)

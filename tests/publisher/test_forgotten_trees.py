@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from publisher.publishing.publish import SILENT, Options, publish
+from publisher.publishing.options import SILENT, Options
+from publisher.publishing.publish import publish
 from publisher.publishing.report import Report
 from publisher.state.index import open_index
 from publisher.state.stat_cache import wait_until_settled

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from publisher.source import small_files
-from publisher.source.scan import Unread
+from publisher.source.scanned import Unread
 from publisher.source.tree import SourceTree
 from tests.publisher.stores import Store
 

@@ -29,7 +29,7 @@ from cvfs.trust.state import FILE
 from cvfs.trust.values import root_id
 from cvfs.which import Which
 from publisher.maintenance import key_changes
-from publisher.repository import head, tags
+from publisher.repository import head, head_update, tags
 from publisher.signing import metadata
 from publisher.signing.keys import ROLES, Keys, Signer
 from publisher.store.base import HeadMovedError
@@ -102,7 +102,7 @@ class Publisher:
         self.root = metadata.sign_root(root, None, signers["root"])
         self.keys.keep_root(self.root)
         manifest = self.make_first(name)
-        ref, plain = head.put_manifest(self.store, manifest)
+        ref, plain = head_update.put_manifest(self.store, manifest)
         targets = metadata.make_targets(1, ref, plain, NOW_S, signers["targets"])
         snapshot = metadata.make_snapshot(1, 1, targets, NOW_S, signers["snapshot"])
         for role, data in (("root", self.root), ("targets", targets), ("snapshot", snapshot)):
@@ -139,18 +139,18 @@ class Publisher:
     def publish(self, content: bytes = b"x", name: str | None = None, count: int = 1) -> Manifest:
         """The next revision, or the next `count`, of which only the last was ever the newest."""
         before = head.read_own_head(self.store, self.keys)
-        chain, signers = before.chain, head.online_signers(self.keys, before.chain.bundle.root)
+        chain, signers = before.chain, head_update.online_signers(self.keys, before.chain.bundle.root)
         for _ in range(count - 1):
             manifest = self._next(before, content, name)
-            before = head.Head(manifest, head.put_manifest(self.store, manifest)[0], chain)
+            before = head.Head(manifest, head_update.put_manifest(self.store, manifest)[0], chain)
         manifest = self._next(before, content, name)
-        head.advance(self.store, before, manifest, signers, self.now_s)
+        head_update.advance(self.store, before, manifest, signers, self.now_s)
         return manifest
 
     def _next(self, before: head.Head, content: bytes, name: str | None) -> Manifest:
         self.now_s += 1
         root = self._root(b"%d %s" % (before.manifest.revision + 1, content))
-        manifest = head.next_manifest(before, root, self.now_s)
+        manifest = head_update.next_manifest(before, root, self.now_s)
         return replace(manifest, repository=name or manifest.repository)
 
     def tag(self, name: str, number: int | None = None, *, move: bool = False) -> None:
