@@ -16,11 +16,11 @@ from cvfs.format.blob import blob_path
 from cvfs.limits import MAX_MANIFEST_BYTES, MAX_PAGE_BYTES
 from cvfs.mirrors import Source
 from cvfs.trust import names
-from cvfs.trust.pin import Pin
+from cvfs.trust.anchor import Anchor
 from cvfs.trust.targets import read_ahead
 from cvfs.trust.values import root_id
 
-Answers = Mapping[str, bytes | CvfsError]
+EarlyAnswers = Mapping[str, bytes | CvfsError]
 """What came of questions that were asked early, by path: bytes, or the error."""
 
 
@@ -34,12 +34,12 @@ class Opening(msgspec.Struct):
     """Of the timestamp."""
 
 
-async def open_source(source: Source, root: bytes | None, pin: Pin) -> Opening:
-    """Begin with `root`, or if there is none yet, with the one that `pin` means and the source has.
+async def open_source(source: Source, root: bytes | None, anchor: Anchor) -> Opening:
+    """Begin with `root`, or if there is none yet, with the one that `anchor` means and the source has.
 
     Raises TrustError if it does not have it, and what `Source.get` does. Cancelled: nothing is left behind.
     """
-    root = await _find_root(source, pin) if root is None else root
+    root = await _find_root(source, anchor) if root is None else root
     version, repository = _peek(root)
     opening = Opening(root, repository)
     async with trio.open_nursery() as nursery:
@@ -49,7 +49,7 @@ async def open_source(source: Source, root: bytes | None, pin: Pin) -> Opening:
     return opening
 
 
-async def ask_ahead(source: Source, timestamp: bytes, root_version: int, known: bytes) -> Answers:
+async def ask_ahead(source: Source, timestamp: bytes, root_version: int, known: bytes) -> EarlyAnswers:
     """Early answers to what will be asked for in order to get from the state of the timestamp `known` and a root of
     that version to the state of `timestamp`. Cancelled: nothing is left behind."""
     early: dict[str, bytes | CvfsError] = {names.TIMESTAMP: timestamp}
@@ -99,7 +99,7 @@ async def _ask(source: Source, path: str, max_bytes: int, early: dict[str, bytes
         early[path] = error
 
 
-async def _find_root(source: Source, pin: Pin) -> bytes:
+async def _find_root(source: Source, anchor: Anchor) -> bytes:
     """The root with the pinned SHA-256, or the very first one if the first one met is to be trusted.
 
     A server that has something for every path must not be asked for all the roots that there could be.
@@ -111,14 +111,14 @@ async def _find_root(source: Source, pin: Pin) -> bytes:
         except StatusError as error:
             if version == 1:
                 raise
-            raise TrustError(f"{source.url} has no root with the SHA-256 {pin.sha256}") from error
+            raise TrustError(f"{source.url} has no root with the SHA-256 {anchor.sha256}") from error
         check_not_a_web_page(root, source.url, path)
         found, _ = _peek(root)
         if found != version:
             raise TrustError(f"{source.url} has version {found} of the root as {path}")
-        if pin.first_use or root_id(root) == pin.sha256:
+        if anchor.first_use or root_id(root) == anchor.sha256:
             return root
-    raise TrustError(f"{source.url} has more roots than are followed, and none with the SHA-256 {pin.sha256}")
+    raise TrustError(f"{source.url} has more roots than are followed, and none with the SHA-256 {anchor.sha256}")
 
 
 def check_not_a_web_page(data: bytes, url: str, path: str) -> None:

@@ -68,7 +68,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     cookie: int
 
 
-class Space(NamedTuple):
+class TreeSize(NamedTuple):
     """The size of a repository: bytes of its regular files, and number of its entries."""
 
     size_bytes: int
@@ -91,7 +91,7 @@ class View(Protocol):
     def file_nowait(self, inode: int) -> File: ...
     def read_parts_nowait(self, inode: int, offset: int, length: int) -> Parts | None: ...
     def make_ready(self, inode: int) -> None: ...
-    def space(self, inode: int = ...) -> Space: ...
+    def space(self, inode: int = ...) -> TreeSize: ...
 
 
 class FileSystem:
@@ -218,10 +218,10 @@ class FileSystem:
         """
         self._following.make_ready(inode)
 
-    def space(self, inode: int = ROOT_INODE) -> Space:
+    def space(self, inode: int = ROOT_INODE) -> TreeSize:
         """The size of the file system that an inode is in."""
         summary = self.repository.manifest.summary
-        return Space(summary.size_bytes, summary.entries)
+        return TreeSize(summary.size_bytes, summary.entries)
 
     def _regular_nowait(self, inode: int) -> Found:
         found = self._found_nowait(inode)

@@ -17,7 +17,7 @@ from cvfs.cache.memory import Memory
 from cvfs.errors import PathError, StaleInodeError
 from cvfs.fetcher import NumberLost
 from cvfs.file import File, Parts
-from cvfs.filesystem import FileSystem, Item, Node, Space, make_node
+from cvfs.filesystem import FileSystem, Item, Node, TreeSize, make_node
 from cvfs.inodes import ROOT_INODE
 from cvfs.model import Entry
 
@@ -32,7 +32,7 @@ _DOTS: Final = 2
 _ALL: Final = 1 << 32
 
 
-class Tree(Protocol):
+class ForestTree(Protocol):
     """One repository of a forest."""
 
     @property
@@ -52,19 +52,19 @@ class Tree(Protocol):
 class Trees(Protocol):
     """All that a forest may show."""
 
-    def listed_nowait(self) -> Sequence[Tree]:
+    def listed_nowait(self) -> Sequence[ForestTree]:
         """Those that the root lists, by name. May raise Missing, as the others."""
 
     def mtime_ns_nowait(self) -> int:
         """When that has changed."""
 
-    def named_nowait(self, name: bytes) -> Tree | None:
+    def named_nowait(self, name: bytes) -> ForestTree | None:
         """The one called `name`, listed or not."""
 
-    def rooted_nowait(self, inode: int) -> Tree | None:
+    def rooted_nowait(self, inode: int) -> ForestTree | None:
         """The one with this root."""
 
-    def numbered_nowait(self, seed: int) -> Tree | None:
+    def numbered_nowait(self, seed: int) -> ForestTree | None:
         """The one whose inode numbers are made with this seed."""
 
     def opened(self) -> Sequence[FileSystem]:
@@ -79,7 +79,7 @@ class Forest:
 
     def __init__(self, trees: Trees, place_of: Callable[[int], Place | None]) -> None:
         self._trees, self._place_of = trees, place_of
-        self._owners: Memory[int, Tree] = Memory(_INODES)
+        self._owners: Memory[int, ForestTree] = Memory(_INODES)
 
     async def bring(self, question: Callable[[], T]) -> T:
         """The answer to a `nowait` question, however long it takes: no longer than the deadlines of one repository."""
@@ -157,12 +157,12 @@ class Forest:
         """As `FileSystem.make_ready`."""
         self._filesystem_nowait(inode).make_ready(inode)
 
-    def space(self, inode: int = ROOT_INODE) -> Space:
+    def space(self, inode: int = ROOT_INODE) -> TreeSize:
         """The size of the repository that an inode is in; at the root, of all that are open."""
         tree = None if inode == ROOT_INODE else self._owner_nowait(inode)
         filesystem = tree.shown_nowait() if tree else None
         spaces = [each.space() for each in ([filesystem] if filesystem else self._trees.opened())]
-        return Space(sum(space.size_bytes for space in spaces), sum(space.entries for space in spaces))
+        return TreeSize(sum(space.size_bytes for space in spaces), sum(space.entries for space in spaces))
 
     def _filesystem_nowait(self, inode: int) -> FileSystem:
         tree = self._owner_nowait(inode)
@@ -170,7 +170,7 @@ class Forest:
             raise StaleInodeError(inode)
         return tree.filesystem_nowait()
 
-    def _owner_nowait(self, inode: int) -> Tree | None:
+    def _owner_nowait(self, inode: int) -> ForestTree | None:
         """Whose number it is; None if it was never given out, or by a repository that is not configured any more."""
         tree = self._owners.get(inode)
         if tree is None:
@@ -196,7 +196,7 @@ class Forest:
         return replace(_directory(ROOT_INODE, 2 + count, mtime_ns), lasting_s=NAMES_S)
 
 
-def _outside(tree: Tree) -> Node:
+def _outside(tree: ForestTree) -> Node:
     """The root of a repository. Of one that is not open the kernel is told what it must not remember."""
     filesystem = tree.shown_nowait()
     if filesystem is None:
@@ -205,7 +205,7 @@ def _outside(tree: Tree) -> Node:
     return replace(node, lasting_s=NAMES_S if node.lasting_s is None else min(node.lasting_s, NAMES_S))
 
 
-def _from_afar(tree: Tree) -> Node:
+def _from_afar(tree: ForestTree) -> Node:
     """The root of a repository as the listing of a forest has it, where only the type counts."""
     return replace(_directory(tree.root_inode, 2, 0), lasting_s=0.0)
 

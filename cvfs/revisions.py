@@ -30,7 +30,7 @@ from cvfs.which import Which, show_date
 log = logging.getLogger(__name__)
 
 _KEPT = 64
-"""Documents that are kept for one repository; a pin needs three or four."""
+"""Documents that are kept for one repository; a mount that stays at a revision needs three or four."""
 
 _SHOWN = 20
 """Tags that an error names."""

@@ -12,7 +12,7 @@ from cvfs.format.manifest import decode_manifest
 from cvfs.fuse.invalidate import Changes
 from cvfs.fuse.link import Message
 from cvfs.model import Manifest
-from cvfs.mount.followers import FOLLOW_S, Followers, Following
+from cvfs.mount.followers import FOLLOW_S, Followers, PendingSwitch
 from cvfs.mount.refresher import AGAIN_S, Refresher
 from tests.small_store import SmallStore
 
@@ -38,7 +38,7 @@ def manifest(tmp_path: Path) -> Manifest:
     return SmallStore(tmp_path / "store").publish({b"file": b"content"})
 
 
-async def announced(orders: Orders, manifest: Manifest, nursery: trio.Nursery) -> Following:
+async def announced(orders: Orders, manifest: Manifest, nursery: trio.Nursery) -> PendingSwitch:
     orders.followers = Followers(orders, nursery)  # type: ignore[arg-type]
     return await orders.followers.announce("", manifest)
 
@@ -118,14 +118,14 @@ def test_the_kernel_is_told_again_when_the_last_one_has_followed() -> None:
     refresher = make_refresher(told, settled)
 
     async def main() -> None:
-        following = Following()
+        following = PendingSwitch()
         following.expect([7])
         await refresher._tell(Changes([(1, b"one")], {1}), following)
         assert (len(told), settled) == (2, [])
         following.repeat = lambda: repeated.append(True)
         await refresher._follow_up()
         assert (len(told), repeated) == (2, [True])
-        newer = Following()
+        newer = PendingSwitch()
         newer.expect([7])
         await refresher._tell(Changes([(1, b"two")], {2}), newer)
         assert (len(told), settled) == (4, [])

@@ -16,8 +16,8 @@ from cvfs.format.manifest import encode_manifest
 from cvfs.heads import Head, Heads, state_key
 from cvfs.mirrors import Mirrors, Network
 from cvfs.transport import Transport
+from cvfs.trust.anchor import Anchor
 from cvfs.trust.names import TIMESTAMP as HEAD
-from cvfs.trust.pin import Pin
 from cvfs.trust.state import FILE
 from cvfs.trust.values import root_id
 from tests import servers
@@ -58,7 +58,7 @@ def with_mirrors(url: str, use: Callable[[Mirrors], Awaitable[T]]) -> T:
 
 def heads_of(mirrors: Mirrors, server: FaultyServer, state: Path) -> Heads:
     root = (server.directory.parent / "root.json").read_bytes()
-    return Heads(mirrors, server.url, state, Pin("a test", root, root_id(root)))
+    return Heads(mirrors, server.url, state, Anchor("a test", root, root_id(root)))
 
 
 def current(server: FaultyServer, state: Path) -> Head:
@@ -153,7 +153,7 @@ def by_sha256(sha256: str, state: Path, *urls: str) -> Head:
     async def main() -> Head:
         with closing(Transport(user_agent="test")) as transport:
             mirrors = Mirrors(Network(transport), urls)
-            return await Heads(mirrors, urls[0], state, Pin("a test", None, sha256)).current(8.0)
+            return await Heads(mirrors, urls[0], state, Anchor("a test", None, sha256)).current(8.0)
 
     return trio.run(main)
 

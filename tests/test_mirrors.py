@@ -38,7 +38,7 @@ from cvfs.mirrors.health import (
     blames_server,
 )
 from cvfs.mirrors.network import by_distance
-from cvfs.mirrors.plan import LEAST_S, SHUN_S, Plan, Proxy, Route, Site, Try, Wait
+from cvfs.mirrors.plan import LEAST_S, SHUN_S, Mirror, Plan, Proxy, Route, Try, Wait
 from cvfs.transport import Response, Transport
 from tests import servers
 from tests.servers import FaultyServer
@@ -62,25 +62,25 @@ class Rig:
     """Plans over `mirrors` mirrors and proxies in groups of these sizes, at a time and with dice of the test's own."""
 
     def __init__(self, mirrors: int = 1, groups: tuple[int, ...] = (1,), deadline: float = 30.0) -> None:
-        self.sites = [Site(f"http://m{number}", number) for number in range(mirrors)]
+        self.mirrors = [Mirror(f"http://m{number}", number) for number in range(mirrors)]
         self.proxies = [
             Proxy(f"p{group}{rank}", group, rank, Health()) for group, size in enumerate(groups) for rank in range(size)
         ]
-        self.routes = [Route(site, proxy, Health()) for proxy in self.proxies for site in self.sites]
+        self.routes = [Route(mirror, proxy, Health()) for proxy in self.proxies for mirror in self.mirrors]
         self.plan = self.new(deadline)
 
     def new(self, deadline: float = 30.0, first: int | None = None) -> Plan:
-        self.plan = Plan(self.routes, deadline, None if first is None else self.sites[first])
+        self.plan = Plan(self.routes, deadline, None if first is None else self.mirrors[first])
         return self.plan
 
     def route(self, mirror: int, proxy: int = 0) -> Route:
-        return self.routes[proxy * len(self.sites) + mirror]
+        return self.routes[proxy * len(self.mirrors) + mirror]
 
     def next(self, now: float = 0.0) -> tuple[int, int]:
         """Which mirror is asked by which proxy."""
         step = self.plan.decide(now)
         assert isinstance(step, Try)
-        return self.sites.index(step.route.site), self.proxies.index(step.route.proxy)
+        return self.mirrors.index(step.route.mirror), self.proxies.index(step.route.proxy)
 
     def fail(self, error: FetchError, now: float = 0.0, dice: float = 0.5) -> tuple[int, int]:
         """Let the next try end in `error`; which one it was."""
@@ -352,18 +352,18 @@ def test_a_question_can_begin_with_another_mirror_but_not_with_a_bad_one() -> No
     ],
 )
 def test_mirrors_are_ordered_by_distance_where_it_is_clear(latencies_ms: list[int | None], order: list[int]) -> None:
-    sites = [Site(str(number), number) for number in range(3)]
-    known = dict(zip(sites, (None if ms is None else ms / 1000 for ms in latencies_ms), strict=True))
-    assert [site.rank for site in by_distance(sites, known.get)] == order
+    mirrors = [Mirror(str(number), number) for number in range(3)]
+    known = dict(zip(mirrors, (None if ms is None else ms / 1000 for ms in latencies_ms), strict=True))
+    assert [mirror.rank for mirror in by_distance(mirrors, known.get)] == order
 
 
 @given(st.lists(st.floats(0, 10), max_size=8))
 def test_order_is_stable(latencies_s: list[float]) -> None:
-    sites = [Site(str(number), number) for number in range(len(latencies_s))]
-    known = dict(zip(sites, latencies_s, strict=True))
-    once = by_distance(sites, known.get)
+    mirrors = [Mirror(str(number), number) for number in range(len(latencies_s))]
+    known = dict(zip(mirrors, latencies_s, strict=True))
+    once = by_distance(mirrors, known.get)
     assert by_distance(once, known.get) == once
-    assert sorted(site.rank for site in once) == list(range(len(sites)))
+    assert sorted(mirror.rank for mirror in once) == list(range(len(mirrors)))
 
 
 def test_latency_is_a_moving_average() -> None:
@@ -409,7 +409,7 @@ def test_the_quick_way_to_decide_says_the_same(events: list[tuple[int, FetchErro
             rig.routes[number].record(None, now, 0.5)
         else:
             Plan(rig.routes, now + 30).record_failure(rig.routes[number], error, now, 0.5)
-    nobody = Site("http://nobody", 9)
+    nobody = Mirror("http://nobody", 9)
     assert Plan(rig.routes, now + 30).decide(now) == Plan(rig.routes, now + 30, first=nobody).decide(now)
 
 

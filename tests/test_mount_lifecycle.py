@@ -18,7 +18,7 @@ import pytest
 
 from cvfs.cache.directory import LAYOUT
 from cvfs.format.manifest import encode_manifest
-from cvfs.mount.logs import Recent
+from cvfs.mount.logs import RecentWarnings
 from cvfs.mount.overview import mount_at
 from cvfs.mount.place import find_place
 from cvfs.mount.point import is_dead
@@ -319,7 +319,7 @@ def test_a_mount_that_hangs_holds_one_thread_however_often_it_is_asked(
 
 
 def test_what_went_wrong_lately_can_be_read_while_more_goes_wrong() -> None:
-    recent = Recent()
+    recent = RecentWarnings()
     record = logging.LogRecord("name", logging.ERROR, "path", 1, "message", (), None)
     recent.emit(record)
     for _ in recent.events:

@@ -23,8 +23,8 @@ from cvfs.mirrors import OTHER_OPINION, Mirrors, Network, Source, network
 from cvfs.mirrors.health import BREAKER_AGE_S, BREAKER_MAX_OPEN_S, Health
 from cvfs.mount.refresher import Refresher
 from cvfs.transport import DIRECT, Transport
+from cvfs.trust.anchor import Anchor
 from cvfs.trust.names import TIMESTAMP
-from cvfs.trust.pin import Pin
 from tests import servers
 from tests.servers import Exchange, FaultyServer
 
@@ -422,7 +422,7 @@ def test_a_refresh_that_fails_is_told_and_tried_again(trouble: str, caplog: pyte
     root: Any = SimpleNamespace(bring=never, manifest=SimpleNamespace(revision=7))
     filesystem: Any = SimpleNamespace(repository=SimpleNamespace(at=lambda _: root))
     mirrors: Any = Mirror()
-    heads = Broken(mirrors, "http://test", Path("/nonexistent"), Pin())
+    heads = Broken(mirrors, "http://test", Path("/nonexistent"), Anchor())
     client: Any = SimpleNamespace(mirrors=mirrors, heads=heads, url="http://test")
     nothing: Any = None
     refresher = Refresher(client, filesystem, Settings(refresh_s=1000.0), nothing, nothing, nothing)

@@ -13,7 +13,7 @@ import trio.testing
 from cvfs.fuse.link import MAX_BYTES, Message
 from cvfs.mount.counting import Counting, files
 from cvfs.mount.metrics import exposition
-from cvfs.mount.sums import Tally, add_counts, counts_of
+from cvfs.mount.sums import WorkerCounts, add_counts, counts_of
 
 Status = dict[str, Any]
 
@@ -57,7 +57,7 @@ def test_a_table_of_nothing_stays_a_table() -> None:
 
 
 def test_what_those_have_counted_who_have_ended_stays_but_what_goes_down_again() -> None:
-    tally = Tally({})
+    tally = WorkerCounts({})
     tally.record("a", counts_of(status_of(10)))
     tally.record("b", counts_of(status_of(100)))
     tally.record("b", counts_of(status_of(200)))
@@ -69,7 +69,7 @@ def test_what_those_have_counted_who_have_ended_stays_but_what_goes_down_again()
     tally.bury(lambda _: False)
     assert list(tally.known) == [""]
     status = status_of(1)
-    add_counts(status, Tally(tally.known).others("c"))
+    add_counts(status, WorkerCounts(tally.known).others("c"))
     assert status["requests"] == {"LOOKUP": 211}
 
 

@@ -18,7 +18,7 @@ from cvfs.cache.space import Disk
 from cvfs.errors import CacheFullError
 
 if TYPE_CHECKING:
-    from cvfs.cache.eviction import Found
+    from cvfs.cache.eviction import Evicted
 
 HASTE = 4
 """While the disk lacks free space, this times what is stored is evicted."""
@@ -115,7 +115,7 @@ class Admission:
                 raise self._full(want)
             time.sleep(_POLL_S)
 
-    def _search(self, lack: int, total: int) -> "Found":
+    def _search(self, lack: int, total: int) -> "Evicted":
         """Evict what is lacking of a cache of `total` bytes, and some more: the more, the sooner after the last search
         for how long that had looked around."""
         pause_s = max(time.monotonic() - self._searched_s, 1e-3)

@@ -24,7 +24,7 @@ _SAMPLE = 200
 _OF_SAMPLE = 4
 
 
-class Found(NamedTuple):
+class Evicted(NamedTuple):
     """What was evicted, in bytes on the disk; how many files stayed only because somebody has them open, or is about to
     evict them."""
 
@@ -36,7 +36,7 @@ Keep = Callable[[int], Collection[bytes]]
 """The ids of one shard that must stay."""
 
 
-def evict(cache: Path, kinds: Sequence[str], need_bytes: int, keep: Keep, leases: Leases) -> Iterator[Found]:
+def evict(cache: Path, kinds: Sequence[str], need_bytes: int, keep: Keep, leases: Leases) -> Iterator[Evicted]:
     """Remove files of these kinds until `need_bytes` are free; yields what each step has found.
 
     It ends early when nothing is left that may go. Files that somebody has open or mapped stay, as their space would
@@ -54,12 +54,12 @@ def evict(cache: Path, kinds: Sequence[str], need_bytes: int, keep: Keep, leases
                 break
 
 
-def remove_all(cache: Path, kinds: Sequence[str], leases: Leases) -> Iterator[Found]:
+def remove_all(cache: Path, kinds: Sequence[str], leases: Leases) -> Iterator[Evicted]:
     """Remove all files of these kinds; yields what was found in each shard: the space of those that are in use comes
     back when they are closed."""
     for number in range(SHARDS):
         files = [file for kind in kinds for file in list_shard(cache, kind, number)]
-        yield all_found(_remove(file.path, leases, open_too=True) for file in files)
+        yield all_evicted(_remove(file.path, leases, open_too=True) for file in files)
 
 
 def _samples(cache: Path, kinds: Sequence[str], keep: Keep) -> Iterator[list[CachedFile]]:
@@ -77,7 +77,7 @@ def _samples(cache: Path, kinds: Sequence[str], keep: Keep) -> Iterator[list[Cac
         yield sample
 
 
-def _evict_oldest(sample: list[CachedFile], need_bytes: int, leases: Leases) -> Found:
+def _evict_oldest(sample: list[CachedFile], need_bytes: int, leases: Leases) -> Evicted:
     latest_s = time.time() + STAMP_S
 
     def last_use(file: CachedFile) -> float:
@@ -91,31 +91,31 @@ def _evict_oldest(sample: list[CachedFile], need_bytes: int, leases: Leases) -> 
         found = _remove(file.path, leases, open_too=False)
         freed, in_use = freed + found.freed, in_use + found.in_use
         may_go -= found.freed > 0
-    return Found(freed, in_use)
+    return Evicted(freed, in_use)
 
 
-def all_found(found: Iterable[Found]) -> Found:
+def all_evicted(found: Iterable[Evicted]) -> Evicted:
     """The sum of what was found in several places."""
     steps = list(found)
-    return Found(sum(each.freed for each in steps), sum(each.in_use for each in steps))
+    return Evicted(sum(each.freed for each in steps), sum(each.in_use for each in steps))
 
 
-def _remove(path: bytes, leases: Leases, *, open_too: bool) -> Found:
+def _remove(path: bytes, leases: Leases, *, open_too: bool) -> Evicted:
     """Remove a file, if nobody has it open or `open_too`. What it takes is asked for now: it may have grown."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except BlockingIOError:  # somebody else asks for it
-        return Found(0, 1)
+        return Evicted(0, 1)
     except OSError:
-        return Found(0, 0)
+        return Evicted(0, 0)
     try:
         is_unused = leases.is_unused(fd)
         size = os.fstat(fd).st_blocks * BLOCK_BYTES
         if is_unused or open_too:
             os.unlink(path)
-        return Found(size, 0) if is_unused else Found(0, 1)
+        return Evicted(size, 0) if is_unused else Evicted(0, 1)
     except OSError as error:
         log.debug("cannot evict %s: %s", os.fsdecode(path), error)
-        return Found(0, 0)
+        return Evicted(0, 0)
     finally:
         os.close(fd)

@@ -12,7 +12,7 @@ from cvfs.cache.ledger import Changer, Ledger, Sums
 from cvfs.cache.pins import Pins
 
 if TYPE_CHECKING:
-    from cvfs.cache.eviction import Found, Keep
+    from cvfs.cache.eviction import Evicted, Keep
 
 _REST = 50
 """After a search that found nothing, this times its duration none is made for what is to be stored, where that can do
@@ -48,7 +48,7 @@ class Evictor:
 
     def search(
         self, size: int, keep: "Keep | None" = None, *, of_metadata: bool = False, change: Changer | None = None
-    ) -> "Found":
+    ) -> "Evicted":
         """As `evict`; what was found. `keep` is for who searches several times in a row, `change` for who has locked
         the ledger (`Ledger.storing_after`)."""
         from cvfs.cache.eviction import evict
@@ -89,15 +89,15 @@ class Evictor:
             counts, size, of_metadata = self._dropped.popleft()
             self._ledger.change(partial(_without, counts, size, of_metadata))
 
-    def _take_off(self, steps: "Iterable[Found]", change: Changer, *, of_metadata: bool) -> "Found":
+    def _take_off(self, steps: "Iterable[Evicted]", change: Changer, *, of_metadata: bool) -> "Evicted":
         """Take each step off the sums, unless they were counted anew since the one before; all that was found."""
-        from cvfs.cache.eviction import all_found
+        from cvfs.cache.eviction import all_evicted
 
         counts, found = self._ledger.read().counts, []
         for step in steps:
             found.append(step)
             counts = change(partial(_without, counts, step.freed, of_metadata)).counts
-        total = all_found(found)
+        total = all_evicted(found)
         self.evicted_bytes += total.freed
         return total
 

@@ -38,7 +38,7 @@ _WAIT_S: Final = 10.0
 """For all of them: 17 ms for 116."""
 
 
-class Open(NamedTuple):
+class OpenFile(NamedTuple):
     """A file that is open: how many bytes it has, without holes unless its chunks are very many, and the ids by which
     the cache has what it takes to read it."""
 
@@ -68,14 +68,14 @@ class OpenFiles:
     def __init__(
         self,
         find: Callable[[int], Place | None],
-        open_at: Callable[[BlobRef, Collection[int]], Mapping[int, Open]],
+        open_at: Callable[[BlobRef, Collection[int]], Mapping[int, OpenFile]],
     ) -> None:
         self._find, self._open_at = find, open_at
         self._starting = threading.Lock()
         self._last: _Look | None = None
         self._stuck: dict[str, _Look] = {}
         """Processes of which nothing could be read in time, and who still tries to."""
-        self._known: dict[Place, Open] = {}
+        self._known: dict[Place, OpenFile] = {}
 
     def ids(self, limit: int) -> set[bytes]:
         """The ids of all that must stay for the files to be read that are open when this is called. Not all of them can
@@ -127,7 +127,7 @@ class OpenFiles:
             for process in [process for process, other in list(self._stuck.items()) if other is look]:
                 self._stuck.pop(process, None)
 
-    def _look(self, look: _Look) -> dict[Place, Open]:
+    def _look(self, look: _Look) -> dict[Place, OpenFile]:
         """Leaf by leaf, each once. What was known of a place is not looked up again."""
         inodes = set(self._inodes(look))
         look.at("")
@@ -175,7 +175,7 @@ def _opened(path: str) -> Iterator[int]:
                 return
 
 
-def open_at(pages: DigestFiles, page: BlobRef, positions: Iterable[int]) -> dict[int, Open]:
+def open_at(pages: DigestFiles, page: BlobRef, positions: Iterable[int]) -> dict[int, OpenFile]:
     """What the records of a leaf at these positions take: the content by its own id, or that of its large file; the
     packs that small objects may still be in; the pages that say where the rest is. Nothing of what cannot be had.
 
@@ -189,7 +189,7 @@ def open_at(pages: DigestFiles, page: BlobRef, positions: Iterable[int]) -> dict
     return _open_in(leaf, positions) if isinstance(leaf, Leaf) else {}
 
 
-def _open_in(leaf: Leaf, positions: Iterable[int]) -> dict[int, Open]:
+def _open_in(leaf: Leaf, positions: Iterable[int]) -> dict[int, OpenFile]:
     found = {}
     for position in positions:
         at = leaf.numbered(position)
@@ -198,5 +198,5 @@ def _open_in(leaf: Leaf, positions: Iterable[int]) -> dict[int, Open]:
             packs = {location.pack.id for location in content.locations}
             others = {page.id for _, page in content.location_pages}
             size = entry.size if others else sum(location.length for location in content.locations)
-            found[position] = Open(size, {entry.content_id, recipe_of(entry, content), *packs, *others})
+            found[position] = OpenFile(size, {entry.content_id, recipe_of(entry, content), *packs, *others})
     return found

@@ -7,7 +7,7 @@ from typing import Final
 from cvfs.cache.index import Numbers
 from cvfs.errors import CacheError
 from cvfs.fetcher.blobs import Blobs
-from cvfs.fetcher.shared import Known, Shared, weigh
+from cvfs.fetcher.shared import PageInMemory, Shared, weigh
 from cvfs.flights import Room
 from cvfs.format.blob import unseal
 from cvfs.format.pages import Inner, Leaf, Page, decode_page
@@ -85,7 +85,7 @@ class Pages:
         for page_id in self.in_memory():
             await self._blobs.in_thread(self._cache.blobs.touch, page_id)
 
-    async def _bring(self, ref: BlobRef) -> Known:
+    async def _bring(self, ref: BlobRef) -> PageInMemory:
         blobs, deadline = self._blobs, self._blobs.deadline()
         known = await blobs.in_thread(self._in_cache, ref)
         with contextlib.ExitStack() as held:
@@ -109,7 +109,7 @@ class Pages:
         finally:
             done()
 
-    def _in_cache(self, ref: BlobRef) -> Known | None:
+    def _in_cache(self, ref: BlobRef) -> PageInMemory | None:
         try:
             stored = self._cache.blobs.load(ref.id, ref.stored_size)
         except CacheError as error:
@@ -117,7 +117,7 @@ class Pages:
             return None
         return None if stored is None else self._take_in(ref, stored, "the cache")
 
-    def _take_in(self, ref: BlobRef, stored: bytes, source: str) -> Known:
+    def _take_in(self, ref: BlobRef, stored: bytes, source: str) -> PageInMemory:
         page = decode_page(unseal(ref, stored, source))
         numbers = self._cache.index.adopt(self._numbering, ref, page) if isinstance(page, Leaf) else ()
-        return Known(page, numbers, weigh(ref, page))
+        return PageInMemory(page, numbers, weigh(ref, page))

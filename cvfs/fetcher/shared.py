@@ -38,7 +38,7 @@ class Budget(msgspec.Struct, frozen=True):
     page_bytes: int = 22 << 20
 
 
-class Known(NamedTuple):
+class PageInMemory(NamedTuple):
     """A page in memory; of a leaf, the inode numbers of what it lists as well. `weight` is in bytes, about."""
 
     page: Page
@@ -53,7 +53,7 @@ class Shared:
         budget = budget or Budget()
         self.packs: Memory[Digest, Pack] = Memory(budget.pack_bytes)
         self.pieces: Memory[Hashable, bytes | memoryview] = Memory(budget.piece_bytes)
-        self.pages: Memory[tuple[Digest, int], Known] = Memory(budget.page_bytes)
+        self.pages: Memory[tuple[Digest, int], PageInMemory] = Memory(budget.page_bytes)
         self.activity = Activity()
         """Whether packs and large pieces are brought or read."""
 
@@ -63,7 +63,7 @@ class Shared:
         for pack in [pack for pack in self.packs.values() if pack.was_taken]:
             self.packs.drop(pack.ref.id)
 
-    def put_page(self, key: tuple[Digest, int], known: Known) -> None:
+    def put_page(self, key: tuple[Digest, int], known: PageInMemory) -> None:
         """Hold a page, as one of those used last."""
         self.pages.put(key, known, min(known.weight, self.pages.budget // PAGES_AT_LEAST))
 

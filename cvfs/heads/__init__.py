@@ -14,7 +14,7 @@ from cvfs.errors import ConfigError, CvfsError, TrustError
 from cvfs.heads.kept import Head, Kept, state_key
 from cvfs.heads.question import Question
 from cvfs.mirrors import Mirrors
-from cvfs.trust.pin import Pin
+from cvfs.trust.anchor import Anchor
 
 __all__ = ["Head", "Heads", "state_key"]
 
@@ -25,7 +25,7 @@ _SAY_AGAIN_S = 3600.0
 
 
 class Heads:
-    """The head of the repository at `url`, asked from `mirrors`, trusted as `pin` says, remembered in `directory`.
+    """The head of the repository at `url`, asked from `mirrors`, trusted as `anchor` says, remembered in `directory`.
 
     `now` gives seconds since 1970. Without `remembers`, what is accepted is forgotten with this object.
     """
@@ -35,14 +35,14 @@ class Heads:
         mirrors: Mirrors,
         url: str,
         directory: Path,
-        pin: Pin,
+        anchor: Anchor,
         *,
         now: Callable[[], float] = time.time,
         remembers: bool = True,
     ) -> None:
-        self._mirrors, self._url, self._pin, self._now = mirrors, url, pin, now
+        self._mirrors, self._url, self._anchor, self._now = mirrors, url, anchor, now
         self._remembers = remembers
-        self._kept = Kept(directory, pin)
+        self._kept = Kept(directory, anchor)
         self.head = self._kept.head()
         """The last head that was accepted, None before there was any."""
         self._etag = self.head.trusted.etag if self.head else None
@@ -67,7 +67,7 @@ class Heads:
         TransportError, IntegrityError, FormatError, and ConfigError where there is no repository, or nobody has said
         where trust begins. Always a checkpoint; cancelled: nothing changed.
         """
-        self._check_pin()
+        self._check_anchor()
         try:
             head = await self._ask(known_deadline_s if self.head and known_deadline_s else deadline_s)
         except CvfsError as error:
@@ -109,10 +109,10 @@ class Heads:
     def _take(self, head: Head) -> None:
         self.head, self._etag = head, head.trusted.etag
 
-    def _check_pin(self) -> None:
+    def _check_anchor(self) -> None:
         if self._kept.obstacle is not None:
             raise self._kept.obstacle
-        if self.head is None and self._pin.is_empty:
+        if self.head is None and self._anchor.is_empty:
             raise ConfigError(
                 f"no root of trust for {self._url}: get root.json or its SHA-256 from the publisher (cvfs-publisher "
                 "key list STORE tells it), and use --root FILE or --root-sha256 HEX"
@@ -120,7 +120,7 @@ class Heads:
 
     async def _ask(self, deadline_s: float) -> Head:
         known = self.head
-        question = Question(self._mirrors, self._url, self._pin, self._now, known, self._kept.before, self._etag)
+        question = Question(self._mirrors, self._url, self._anchor, self._now, known, self._kept.before, self._etag)
         news = await question.ask(deadline_s)
         if news is not None:
             return news

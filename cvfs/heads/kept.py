@@ -17,7 +17,7 @@ from cvfs.errors import ConfigError, FormatError
 from cvfs.format.manifest import decode_manifest
 from cvfs.model import Manifest
 from cvfs.trust import state
-from cvfs.trust.pin import Pin
+from cvfs.trust.anchor import Anchor
 from cvfs.trust.state import Trusted
 
 log = logging.getLogger(__name__)
@@ -34,12 +34,12 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Kept:
-    """What `directory` has of one repository, as far as `pin` admits it."""
+    """What `directory` has of one repository, as far as `anchor` admits it."""
 
-    def __init__(self, directory: Path, pin: Pin) -> None:
-        self._directory, self._pin = directory, pin
-        self.before, self.obstacle = _load(directory, pin)
-        """What was trusted at the start, if only by another pin; what forbids to use anything of it."""
+    def __init__(self, directory: Path, anchor: Anchor) -> None:
+        self._directory, self._anchor = directory, anchor
+        self.before, self.obstacle = _load(directory, anchor)
+        """What was trusted at the start, if only by another anchor; what forbids to use anything of it."""
         self._looked_at = 0.0
 
     def head(self) -> Head | None:
@@ -51,7 +51,7 @@ class Kept:
         if time.monotonic() < self._looked_at + _LOOK_AGAIN_S:
             return None
         self._looked_at = time.monotonic()
-        return self._admit(_load(self._directory, self._pin)[0])
+        return self._admit(_load(self._directory, self._anchor)[0])
 
     async def keep(self, head: Head) -> None:
         """Have `head` known after a restart. What stands in the way is only logged."""
@@ -61,7 +61,7 @@ class Kept:
             log.warning("cannot remember what is trusted in %s: %s", self._directory, error.strerror)
 
     def _admit(self, trusted: Trusted | None) -> Head | None:
-        if trusted is None or not self._pin.admits(trusted):
+        if trusted is None or not self._anchor.admits(trusted):
             return None
         return Head(decode_manifest(trusted.manifest.encode()), trusted)
 
@@ -72,8 +72,8 @@ def state_key(url: str) -> str:
     return f"{legible or 'root'}-{hashlib.sha256(os.fsencode(url)).hexdigest()[:12]}"
 
 
-def _load(directory: Path, pin: Pin) -> tuple[Trusted | None, ConfigError | None]:
-    """What was trusted before. Damaged, it is done without only where the pin says where to begin anew."""
+def _load(directory: Path, anchor: Anchor) -> tuple[Trusted | None, ConfigError | None]:
+    """What was trusted before. Damaged, it is done without only where the anchor says where to begin anew."""
     try:
         state.check_owner(directory)
     except ConfigError as error:
@@ -84,7 +84,7 @@ def _load(directory: Path, pin: Pin) -> tuple[Trusted | None, ConfigError | None
             decode_manifest(trusted.manifest.encode())
     except (OSError, FormatError) as error:
         problem = f"cannot use what was trusted before, in {directory / state.FILE}: {error}"
-        if pin.sha256 is None:
+        if anchor.sha256 is None:
             return None, ConfigError(f"{problem}; say with --root or --root-sha256 where trust begins")
         log.warning("%s", problem)
         return None, None

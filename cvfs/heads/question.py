@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 import trio
 
-from cvfs.bootstrap import Answers, Opening, ask_ahead, check_not_a_web_page, open_source
+from cvfs.bootstrap import EarlyAnswers, Opening, ask_ahead, check_not_a_web_page, open_source
 from cvfs.errors import (
     ConfigError,
     CvfsError,
@@ -29,7 +29,7 @@ from cvfs.heads.kept import Head
 from cvfs.mirrors import Mirrors, Source
 from cvfs.model import BlobRef, Manifest
 from cvfs.trust import names
-from cvfs.trust.pin import Pin
+from cvfs.trust.anchor import Anchor
 from cvfs.trust.state import Trusted, make_trusted
 from cvfs.trust.values import Bundle, Chain, root_id
 
@@ -43,19 +43,19 @@ class _News(NamedTuple):
     chain: Chain
     root_ids: tuple[str, ...]
     etag: str | None
-    early: Answers
+    early: EarlyAnswers
 
 
 class Question(msgspec.Struct):
     """What the mirrors of the repository at `url` have that is newer than `known`.
 
-    Without a `known` head it begins where `pin` says, and takes nothing older than what was trusted `before` another
+    Without a `known` head it begins where `anchor` says, and takes nothing older than what was trusted `before` another
     root was pinned. `etag` is what a mirror called the known timestamp; it changes when one calls it otherwise.
     """
 
     mirrors: Mirrors
     url: str
-    pin: Pin
+    anchor: Anchor
     now: Callable[[], float]
     known: Head | None
     before: Trusted | None
@@ -77,7 +77,7 @@ class Question(msgspec.Struct):
     async def _verify(self, source: Source) -> _News | None:
         """What one mirror has, verified down to the targets; None if that is what is known."""
         if self.known is None:
-            opening = await open_source(source, self.pin.root, self.pin)
+            opening = await open_source(source, self.anchor.root, self.anchor)
             chain = await self._follow(source, self._begin(opening), opening.early)
             return _News(chain, (root_id(opening.root), *chain.new_root_ids), opening.etag, opening.early)
         known = self.known.trusted
@@ -100,7 +100,7 @@ class Question(msgspec.Struct):
             return Bundle(opening.root)
         return msgspec.structs.replace(before.bundle, root=opening.root)
 
-    async def _follow(self, source: Source, known: Bundle, early: Answers) -> Chain:
+    async def _follow(self, source: Source, known: Bundle, early: EarlyAnswers) -> Chain:
         def fetch(path: str, max_bytes: int) -> bytes:
             answer = early.get(path)
             if answer is None:
@@ -122,7 +122,7 @@ class Question(msgspec.Struct):
         return chain
 
     def _check_name(self, name: str) -> None:
-        wanted = self.pin.name or (self.known.trusted.repository if self.known else name)
+        wanted = self.anchor.name or (self.known.trusted.repository if self.known else name)
         if name != wanted:
             raise TrustError(f"{self.url} serves {name!r} where {wanted!r} is wanted")
 
@@ -141,7 +141,7 @@ class Question(msgspec.Struct):
         self._offer(manifest.root, news.early)
         return Head(manifest, make_trusted(news.chain, plain, self._origin(), news.root_ids, news.etag))
 
-    def _offer(self, ref: BlobRef, early: Answers) -> None:
+    def _offer(self, ref: BlobRef, early: EarlyAnswers) -> None:
         """Spare the fetch of a blob that is signed, if it has come already and is what it should be."""
         stored = early.get(blob_path(ref.id))
         if isinstance(stored, bytes):
@@ -157,9 +157,9 @@ class Question(msgspec.Struct):
 
     def _origin(self) -> str:
         """Whence the trust is, for people: what the user says now goes before what was said earlier."""
-        if self.known is not None and (self.pin.is_empty or self.pin.first_use):
+        if self.known is not None and (self.anchor.is_empty or self.anchor.first_use):
             return self.known.trusted.origin
-        return self.pin.origin
+        return self.anchor.origin
 
 
 def _follow_chain(known: Bundle, fetch: Callable[[str, int], bytes], now_s: float) -> Chain:

@@ -17,7 +17,7 @@ from cvfs.errors import IntegrityError, TransportError, TrustError, UnreachableE
 from cvfs.format import blob
 from cvfs.mirrors.health import FetchError
 from cvfs.mirrors.network import Network, by_proxy, describe
-from cvfs.mirrors.plan import Plan, Route, Site, Try, Wait
+from cvfs.mirrors.plan import Mirror, Plan, Route, Try, Wait
 from cvfs.model import BlobRef
 from cvfs.transport import Response, Transport
 
@@ -36,7 +36,7 @@ class Source:
 
     def __init__(self, transport: Transport, step: Try) -> None:
         self._transport, self._route, self._fresh = transport, step.route, step.fresh
-        self.url = step.route.site.url
+        self.url = step.route.mirror.url
         self._deadline = time.monotonic() + step.deadline_s
 
     async def get(self, name: str, *, max_bytes: int, etag: str | None = None) -> Response:
@@ -88,7 +88,7 @@ class Mirrors:
         name = blob.blob_path(ref.id)
 
         def ask(step: Try) -> Awaitable[Response]:
-            url, proxy = f"{step.route.site.url}/{name}", step.route.proxy.address
+            url, proxy = f"{step.route.mirror.url}/{name}", step.route.proxy.address
             return get(url, deadline_s=step.deadline_s, fresh=step.fresh, proxy=proxy)
 
         return (await self._attempt(ask, deadline_s)).data
@@ -113,22 +113,22 @@ class Mirrors:
     @property
     def used(self) -> str | None:
         """The address of the mirror that answered last."""
-        return self._used.site.url if self._used else None
+        return self._used.mirror.url if self._used else None
 
     def status(self) -> dict[str, Any]:
         """What `cvfs status` shows of mirrors and proxies: those in use, all others, and how they are."""
         return describe(self._routes, self._used, self._clock())
 
-    def _choose_opinion(self) -> Site | None:
+    def _choose_opinion(self) -> Mirror | None:
         """The mirror to be asked first, if it is not the preferred one's turn."""
-        others = sorted(self._routes.sites, key=lambda site: site.rank)[1:]
+        others = sorted(self._routes.mirrors, key=lambda mirror: mirror.rank)[1:]
         self._questions += 1
         if not others or self._used is None or self._questions % OTHER_OPINION:
             return None
         self._opinions += 1
         return others[self._opinions % len(others)]
 
-    async def _attempt(self, ask: Callable[[Try], Awaitable[T]], deadline_s: float, first: Site | None = None) -> T:
+    async def _attempt(self, ask: Callable[[Try], Awaitable[T]], deadline_s: float, first: Mirror | None = None) -> T:
         plan = Plan(self._routes.ways, self._clock() + deadline_s, first)
         while step := plan.decide(self._clock()):
             if isinstance(step, Wait):
@@ -163,4 +163,4 @@ class Mirrors:
         healths = [health for way in self._routes.ways for health in (way.proxy.health, way.health)]
         last = next((health.last_error for health in healths if health.failing and health.last_error), None)
         reason = f"not asked: no mirror answers ({last.reason})" if last else "not asked: no time was left"
-        return UnreachableError(self._routes.sites[0].url, reason)
+        return UnreachableError(self._routes.mirrors[0].url, reason)

@@ -17,7 +17,7 @@ import trio
 
 from cvfs.errors import ConfigError, IntegrityError, TransportError
 from cvfs.mirrors.health import PATIENCE_S, FetchError, Health
-from cvfs.mirrors.plan import Proxy, Route, Site, preference
+from cvfs.mirrors.plan import Mirror, Proxy, Route, preference
 from cvfs.transport import (
     DIRECT,
     ENVIRONMENT,
@@ -45,8 +45,8 @@ _NEARER_FACTOR, _NEARER_S = 1.5, 0.01
 class Routes:
     """The ways to the mirrors of one repository: every mirror by every proxy."""
 
-    def __init__(self, sites: Sequence[Site], ways: Iterable[Route]) -> None:
-        self.sites = sites
+    def __init__(self, mirrors: Sequence[Mirror], ways: Iterable[Route]) -> None:
+        self.mirrors = mirrors
         self.ways = sorted(ways, key=preference)
         """In order of preference. Replaced, never changed: fetches look at it."""
 
@@ -57,21 +57,21 @@ class Routes:
 
     def reorder(self) -> None:
         """Prefer what is nearest, as far as that is known."""
-        by_rank = sorted(self.sites, key=lambda site: site.rank)
-        for rank, site in enumerate(by_distance(by_rank, self._latency_of)):
-            if rank != site.rank:
-                log.debug("mirror %s is now number %d", site.url, rank + 1)
-            site.rank = rank
+        by_rank = sorted(self.mirrors, key=lambda mirror: mirror.rank)
+        for rank, mirror in enumerate(by_distance(by_rank, self._latency_of)):
+            if rank != mirror.rank:
+                log.debug("mirror %s is now number %d", mirror.url, rank + 1)
+            mirror.rank = rank
         self.ways = sorted(self.ways, key=preference)
 
-    def _latency_of(self, site: Site) -> float | None:
-        known = [way.health.latency_s for way in self.ways if way.site is site and way.health.latency_s is not None]
+    def _latency_of(self, mirror: Mirror) -> float | None:
+        known = [way.health.latency_s for way in self.ways if way.mirror is mirror and way.health.latency_s is not None]
         return min(known, default=None)
 
 
-def by_distance(sites: Sequence[Site], latency_of: Callable[[Site], float | None]) -> list[Site]:
-    """`sites`, each behind all that are clearly nearer; what was not measured stays where it is."""
-    order = list(sites)
+def by_distance(mirrors: Sequence[Mirror], latency_of: Callable[[Mirror], float | None]) -> list[Mirror]:
+    """`mirrors`, each behind all that are clearly nearer; what was not measured stays where it is."""
+    order = list(mirrors)
     swapped = True
     while swapped:
         swapped = False
@@ -115,12 +115,12 @@ class Network:
 
     def routes(self, base_urls: Iterable[str]) -> Routes:
         """The ways to the mirrors with these addresses. Raises ConfigError: none, or one that cannot be used."""
-        sites = [Site(check_base_url(url), rank) for rank, url in enumerate(dict.fromkeys(base_urls))]
-        if not sites:
+        mirrors = [Mirror(check_base_url(url), rank) for rank, url in enumerate(dict.fromkeys(base_urls))]
+        if not mirrors:
             raise ConfigError("a repository needs the address of at least one mirror")
-        made = Routes(sites, [self._route(site, proxy) for proxy in self.proxies for site in sites])
+        made = Routes(mirrors, [self._route(mirror, proxy) for proxy in self.proxies for mirror in mirrors])
         self._known.add(made)
-        if len({origin_of(site.url) for site in sites}) > 1:
+        if len({origin_of(mirror.url) for mirror in mirrors}) > 1:
             made.reorder()
             if any(way.health.latency_s is None for way in made.ways):
                 self._measure_at = -math.inf
@@ -156,9 +156,9 @@ class Network:
             for rank, address in enumerate(sorted(map(check_proxy, group), key=lambda _: self.dice())):
                 yield Proxy(address, number, rank, Health(self._patience_s))
 
-    def _route(self, site: Site, proxy: Proxy) -> Route:
-        health = self._healths.setdefault((origin_of(site.url), proxy), Health(self._patience_s))
-        return Route(site, proxy, health)
+    def _route(self, mirror: Mirror, proxy: Proxy) -> Route:
+        health = self._healths.setdefault((origin_of(mirror.url), proxy), Health(self._patience_s))
+        return Route(mirror, proxy, health)
 
     def _probe_due(self, now: float, nursery: trio.Nursery) -> float:
         """Try what fails and is due, each server and each proxy once; when the next is."""
@@ -176,7 +176,7 @@ class Network:
 
     async def _probe(self, way: Route, fresh: bool = False) -> float | None:
         """Whether there is an answer; how long it took. Whatever comes is not used for anything else."""
-        url = f"{way.site.url}/{names.TIMESTAMP}"
+        url = f"{way.mirror.url}/{names.TIMESTAMP}"
         was_failing, error = way.is_failing, None
         latency_s: float | None = None
         way.begin(self.clock())
@@ -185,11 +185,11 @@ class Network:
                 url,
                 max_bytes=names.MAX_TIMESTAMP_BYTES,
                 deadline_s=PROBE_DEADLINE_S,
-                etag=way.site.etag,
+                etag=way.mirror.etag,
                 fresh=fresh,
                 proxy=way.proxy.address,
             )
-            way.site.etag, latency_s = response.etag, response.latency_s
+            way.mirror.etag, latency_s = response.etag, response.latency_s
         except (TransportError, IntegrityError) as failure:
             error = failure
         self._record_probe(way, error, was_failing)
@@ -209,9 +209,9 @@ class Network:
         """Ask each server that has alternatives, by the best proxy, past its cache."""
         ways: dict[Health, Route] = {}
         for routes in list(self._known):
-            if len(routes.sites) > 1:
-                for site in routes.sites:
-                    way = min((way for way in routes.ways if way.site is site), key=_proxy_order)
+            if len(routes.mirrors) > 1:
+                for mirror in routes.mirrors:
+                    way = min((way for way in routes.ways if way.mirror is mirror), key=_proxy_order)
                     ways.setdefault(way.health, way)
         async with trio.open_nursery() as nursery:
             for way in ways.values():
@@ -228,7 +228,7 @@ class Network:
             way.health.observe(min(known))
 
     def _announce(self, route: Route) -> None:
-        log.info("%s answers again%s", origin_of(route.site.url), by_proxy(route))
+        log.info("%s answers again%s", origin_of(route.mirror.url), by_proxy(route))
         for listener in self.listeners:
             listener()
 
@@ -245,36 +245,36 @@ def _proxy_order(way: Route) -> tuple[bool, int, int]:
 def describe(routes: Routes, used: Route | None, now: float) -> dict[str, Any]:
     """What `cvfs status` shows: the mirrors in order of preference, the proxies, and what was used last."""
     return {
-        "mirror": used.site.url if used else None,
-        "proxy": _proxy_to(used.site, used.proxy) if used else None,
-        "mirrors": [_describe_site(routes, site, now) for site in sorted(routes.sites, key=lambda site: site.rank)],
+        "mirror": used.mirror.url if used else None,
+        "proxy": _proxy_to(used.mirror, used.proxy) if used else None,
+        "mirrors": [_describe_mirror(routes, each, now) for each in sorted(routes.mirrors, key=lambda each: each.rank)],
         "proxies": [
             _describe_proxy(address, proxy, now)
             for proxy in dict.fromkeys(way.proxy for way in routes.ways)
-            for address in dict.fromkeys(_proxy_to(site, proxy) for site in routes.sites)
+            for address in dict.fromkeys(_proxy_to(mirror, proxy) for mirror in routes.mirrors)
         ],
     }
 
 
-def _proxy_to(site: Site, proxy: Proxy) -> str:
+def _proxy_to(mirror: Mirror, proxy: Proxy) -> str:
     """The address of the proxy that is really asked, or DIRECT. Without the password that the environment may have."""
     if proxy.address != ENVIRONMENT:
         return proxy.address
-    scheme, _, rest = (environment_proxy(site.url) or "").partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if rest and not site.url.startswith("file:") else DIRECT
+    scheme, _, rest = (environment_proxy(mirror.url) or "").partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if rest and not mirror.url.startswith("file:") else DIRECT
 
 
-def _describe_site(routes: Routes, site: Site, now: float) -> dict[str, Any]:
+def _describe_mirror(routes: Routes, mirror: Mirror, now: float) -> dict[str, Any]:
     """The best that is known of it, by whatever proxy."""
-    ways = [way for way in routes.ways if way.site is site]
+    ways = [way for way in routes.ways if way.mirror is mirror]
     best = min(ways, key=lambda way: (way.health.failing, now < way.shunned_until, not way.health.answered))
     state, error = best.health.describe(now), best.health.last_error if best.health.failing else None
     problem = error.reason if error else ""
-    shunned = next((each for each in (best, site) if now < each.shunned_until), None)
+    shunned = next((each for each in (best, mirror) if now < each.shunned_until), None)
     if state == "ok" and shunned is not None:
         state, problem = "shunned", shunned.shunned_for
     return {
-        "url": site.url,
+        "url": mirror.url,
         "state": state,
         "latency_ms": None if best.health.latency_s is None else round(best.health.latency_s * 1000, 1),
         "problem": problem,

@@ -24,7 +24,7 @@ LEAST_S = 0.01
 _GONE = (404, 410)
 
 
-class Site(msgspec.Struct, eq=False):
+class Mirror(msgspec.Struct, eq=False):
     """One mirror of one repository. `rank`: the preferred one has the lowest."""
 
     url: str
@@ -47,7 +47,7 @@ class Proxy(msgspec.Struct, eq=False):
 class Route(msgspec.Struct, eq=False):
     """A way to a mirror. `health` is that of the server by this proxy, whatever repository is asked for."""
 
-    site: Site
+    mirror: Mirror
     proxy: Proxy
     health: Health
     shunned_until: float = 0.0
@@ -106,9 +106,9 @@ class Plan:
     `routes` are in order of preference, as `preference` says.
     """
 
-    def __init__(self, routes: Sequence[Route], deadline: float, first: Site | None = None) -> None:
+    def __init__(self, routes: Sequence[Route], deadline: float, first: Mirror | None = None) -> None:
         self._routes, self._deadline, self._first = routes, deadline, first
-        self._by_site: dict[Site, int] = {}
+        self._by_mirror: dict[Mirror, int] = {}
         self._by_proxy: dict[Proxy, int] = {}
         self._failures: dict[Route, int] = {}
         self._exhausted: set[Route] = set()
@@ -151,7 +151,7 @@ class Plan:
         if not _is_gone(error):
             self._by_proxy[route.proxy] = self._by_proxy.get(route.proxy, 0) + 1
         if not isinstance(error, ProxyError):
-            self._by_site[route.site] = self._by_site.get(route.site, 0) + 1
+            self._by_mirror[route.mirror] = self._by_mirror.get(route.mirror, 0) + 1
         if isinstance(error, ProxyError) or blames_server(error):
             backoff_s = min(BACKOFF_S * 2 ** (self._failures[route] - 1), MAX_BACKOFF_S) * (0.5 + dice / 2)
             self._not_before[route] = now + backoff_s
@@ -160,8 +160,8 @@ class Plan:
 
     def _blame_answer(self, route: Route, error: FetchError, now: float) -> None:
         if _is_gone(error):
-            route.site.shunned_until, route.site.shunned_for = now + SHUN_S, str(error)
-            self._exhausted.update(other for other in self._routes if other.site is route.site)
+            route.mirror.shunned_until, route.mirror.shunned_for = now + SHUN_S, str(error)
+            self._exhausted.update(other for other in self._routes if other.mirror is route.mirror)
             return
         route.shunned_until, route.shunned_for = now + SHUN_S, str(error)
         # Once more at once and past the caches: a proxy may have kept a damaged answer.
@@ -180,27 +180,27 @@ class Plan:
         return frozenset(route.proxy.group for route in self._routes if route.proxy.group not in good)
 
     def _is_doubtful(self, route: Route, now: float) -> bool:
-        return route.is_failing or now < route.shunned_until or now < route.site.shunned_until
+        return route.is_failing or now < route.shunned_until or now < route.mirror.shunned_until
 
     def _is_bad(self, route: Route, now: float) -> bool:
         return route.is_failing or now < route.shunned_until or route in self._failures
 
     def _rank(self, now: float, spent: frozenset[int], route: Route) -> tuple[int | bool, ...]:
-        site, proxy = route.site, route.proxy
+        mirror, proxy = route.mirror, route.proxy
         return (
             proxy.group in spent,
             proxy.group,
             self._is_doubtful(route, now),
-            self._by_site.get(site, 0) + self._by_proxy.get(proxy, 0),
-            site is not self._first,
+            self._by_mirror.get(mirror, 0) + self._by_proxy.get(proxy, 0),
+            mirror is not self._first,
             proxy.rank,
-            site.rank,
+            mirror.rank,
         )
 
 
 def preference(route: Route) -> tuple[int, int, int]:
     """Lower is preferred, as far as all are well: the mirror matters less than the proxy."""
-    return route.proxy.group, route.proxy.rank, route.site.rank
+    return route.proxy.group, route.proxy.rank, route.mirror.rank
 
 
 def _is_gone(error: FetchError) -> bool:

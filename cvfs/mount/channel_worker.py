@@ -27,7 +27,7 @@ from cvfs.mount.control import Answers, Control
 from cvfs.mount.counting import Counting
 from cvfs.mount.exporter import export
 from cvfs.mount.followers import Followers
-from cvfs.mount.logs import Recent, setup_logging
+from cvfs.mount.logs import RecentWarnings, setup_logging
 from cvfs.mount.member import Member, Opened
 from cvfs.mount.mounted import Mounted, follow, mounted_by
 from cvfs.mount.point import prepare_mount_point
@@ -67,7 +67,9 @@ def work(request: MountRequest, connection: socket.socket, leave: Callable[[], N
 class _Assembly:
     """One worker's repositories, control socket and channel, put together."""
 
-    def __init__(self, request: MountRequest, orders: Orders, recent: Recent, leave: Callable[[], None]) -> None:
+    def __init__(
+        self, request: MountRequest, orders: Orders, recent: RecentWarnings, leave: Callable[[], None]
+    ) -> None:
         self._request, self._orders, self._recent, self._leave = request, orders, recent, leave
         self._runtime = Runtime(request.settings.runtime)
 

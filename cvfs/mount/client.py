@@ -23,7 +23,7 @@ from cvfs.mount.upkeep import explode_when_idle, give_back_when_idle, keep_pages
 from cvfs.repository import Repository
 from cvfs.revisions import Revisions
 from cvfs.transport import Transport, check_base_url, load_credentials
-from cvfs.trust.pin import Pin, find_pin
+from cvfs.trust.anchor import Anchor, find_anchor
 from cvfs.which import Which
 
 log = logging.getLogger(__name__)
@@ -109,8 +109,8 @@ class Ground(msgspec.Struct, frozen=True):
         network = self.network(settings)
         transport = network.transport.sibling()
         mirrors = Mirrors(network, [url, *settings.mirrors], transport)
-        directory, pin = settings.state / state_key(url), _pin(url, settings, manifest)
-        heads = Heads(mirrors, url, directory, pin, remembers=self.remembers)
+        directory, anchor = settings.state / state_key(url), _anchor(url, settings, manifest)
+        heads = Heads(mirrors, url, directory, anchor, remembers=self.remembers)
         opener = _Opener(url, mirrors, heads, self, settings, root_inode, label)
         repository = await opener.open(revision) if manifest is None else await opener.open_at(manifest)
         self.nursery.start_soon(keep_pages_young, repository.fetcher)
@@ -134,10 +134,10 @@ class Ground(msgspec.Struct, frozen=True):
         return self.networks[key]
 
 
-def _pin(url: str, settings: Settings, manifest: Manifest | None) -> Pin:
+def _anchor(url: str, settings: Settings, manifest: Manifest | None) -> Anchor:
     """Where trust begins. Whoever goes on with a manifest that was trusted can do so when a root.json is gone."""
     try:
-        return find_pin(
+        return find_anchor(
             url,
             settings.roots,
             root=settings.root,
@@ -149,7 +149,7 @@ def _pin(url: str, settings: Settings, manifest: Manifest | None) -> Pin:
         if manifest is None:
             raise
         log.warning("%s", error)
-        return Pin()
+        return Anchor()
 
 
 class _Opener(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from typing import Any, Final
 import trio
 
 from cvfs.fuse.link import Message
-from cvfs.mount.sums import Counts, Tally, add_counts, counts_of
+from cvfs.mount.sums import Counts, WorkerCounts, add_counts, counts_of
 
 PATIENCE_S: Final = 0.5
 """For the other workers to say what they have counted: whoever asks for the status has little patience."""
@@ -31,7 +31,7 @@ class Counting:
         self._stem, self._slot, self._count = stem, slot, count
         self._status, self._tell = status, tell
         self._name = f"{os.getpid()}-{os.urandom(4).hex()}"  # a number alone may be that of a worker which has ended
-        self._tally = Tally(_read(_whole(stem)))
+        self._tally = WorkerCounts(_read(_whole(stem)))
         self._rounds: dict[int, _Round] = {}
         self._begun = 0
 

@@ -21,7 +21,7 @@ FOLLOW_S: Final = 2.0
 """For the others to follow before the switch goes on without them: each does so in its loop, at once."""
 
 
-class Following:
+class PendingSwitch:
     """One switch, and the processes that have yet to follow it."""
 
     def __init__(self, repeat: Callable[[], None] = lambda: None) -> None:
@@ -58,9 +58,9 @@ class Following:
             self.listener()
 
 
-def nobody() -> Following:
+def nobody() -> PendingSwitch:
     """A switch that no other process has to follow: the mount has one."""
-    following = Following()
+    following = PendingSwitch()
     following.expect(())
     return following
 
@@ -70,17 +70,17 @@ class Followers:
 
     def __init__(self, orders: Orders, nursery: trio.Nursery) -> None:
         self._orders, self._nursery = orders, nursery
-        self._latest: dict[str, tuple[int, Following]] = {}
-        self._receipts: dict[int, Following] = {}
+        self._latest: dict[str, tuple[int, PendingSwitch]] = {}
+        self._receipts: dict[int, PendingSwitch] = {}
         self._told = 0
 
-    async def announce(self, label: str, manifest: Manifest) -> Following:
+    async def announce(self, label: str, manifest: Manifest) -> PendingSwitch:
         """Have all others switch a repository to `manifest`; return when they have, or in a moment if some do not.
 
         Also where one worker is enough: during a reload its successor is there already, or its predecessor still.
         """
         switch = {"type": "switch", "label": label, "manifest": encode_manifest(manifest).decode()}
-        following = Following(lambda: self._tell(switch, following))
+        following = PendingSwitch(lambda: self._tell(switch, following))
         if label in self._latest:
             self._latest[label][1].drop()
         self._latest[label] = manifest.revision, following
@@ -103,13 +103,13 @@ class Followers:
         if following is not None and message["revision"] == revision:
             following.confirm(message["pid"])
 
-    def _tell(self, switch: Message, following: Following) -> None:
+    def _tell(self, switch: Message, following: PendingSwitch) -> None:
         self._told += 1
         self._receipts[self._told] = following
         self._orders.say("relay", message=switch, receipt=self._told)
 
 
-async def _watch(following: Following, pids: Iterable[int]) -> None:
+async def _watch(following: PendingSwitch, pids: Iterable[int]) -> None:
     """Do not wait for workers that have ended."""
     async with trio.open_nursery() as nursery:
         for pid in pids:
@@ -118,7 +118,7 @@ async def _watch(following: Following, pids: Iterable[int]) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _wait_for_end(following: Following, pid: int) -> None:
+async def _wait_for_end(following: PendingSwitch, pid: int) -> None:
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -32,7 +32,7 @@ class Event(NamedTuple):
     message: str
 
 
-class Recent(logging.Handler):
+class RecentWarnings(logging.Handler):
     """Holds the last warnings and errors, and counts them. From any thread."""
 
     def __init__(self) -> None:
@@ -149,11 +149,11 @@ class _Journal(logging.Formatter):
         return f"<{priority}>{self._inner.format(record)}"
 
 
-def setup_logging(log_format: str = "text") -> Recent:
+def setup_logging(log_format: str = "text") -> RecentWarnings:
     """Log to standard error, which is a file, the journal or a terminal, as "text" or "json"."""
     handler = _Moderated(sys.stderr)
     handler.setFormatter(_formatter(log_format))
-    recent = Recent()
+    recent = RecentWarnings()
     logging.basicConfig(level=logging.INFO, handlers=[handler, recent], force=True)
     return recent
 

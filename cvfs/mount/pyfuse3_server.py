@@ -24,8 +24,8 @@ from cvfs.mount.client import open_ground, single
 from cvfs.mount.control import Answers, Control
 from cvfs.mount.daemon import Caller
 from cvfs.mount.exporter import export
-from cvfs.mount.followers import Following, nobody
-from cvfs.mount.logs import Recent, setup_logging
+from cvfs.mount.followers import PendingSwitch, nobody
+from cvfs.mount.logs import RecentWarnings, setup_logging
 from cvfs.mount.mounted import Mounted, mounted_by
 from cvfs.mount.notify import notify
 from cvfs.mount.point import is_ours, prepare_mount_point
@@ -59,7 +59,7 @@ def serve(text: str, caller: Caller) -> int:
     return 1
 
 
-def _run(request: MountRequest, recent: Recent, ready: Ready) -> None:
+def _run(request: MountRequest, recent: RecentWarnings, ready: Ready) -> None:
     keep_freed_memory()
     try:
         trio.run(_serve, request, recent, ready)
@@ -69,7 +69,7 @@ def _run(request: MountRequest, recent: Recent, ready: Ready) -> None:
         notify("STOPPING=1")
 
 
-async def _serve(request: MountRequest, recent: Recent, ready: Ready) -> None:
+async def _serve(request: MountRequest, recent: RecentWarnings, ready: Ready) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
         runtime = Runtime(request.settings.runtime)
@@ -137,7 +137,7 @@ async def _serve_mount(
             nursery.cancel_scope.cancel()
 
 
-async def _announce(label: str, manifest: Manifest) -> Following:
+async def _announce(label: str, manifest: Manifest) -> PendingSwitch:
     """There is no other worker."""
     await trio.lowlevel.checkpoint()
     return nobody()

@@ -11,7 +11,7 @@ from cvfs.filesystem import FileSystem
 from cvfs.fuse.invalidate import Changes, find_changes
 from cvfs.model import Manifest
 from cvfs.mount.client import Client, bring_root
-from cvfs.mount.followers import Following
+from cvfs.mount.followers import PendingSwitch
 from cvfs.mount.freshness import ExpiryWarning
 from cvfs.repository import Repository
 
@@ -42,7 +42,7 @@ class Refresher:
         filesystem: FileSystem,
         settings: Settings,
         invalidate: Invalidate,
-        announce: Callable[[Manifest, Manifest], Awaitable[Following | None]],
+        announce: Callable[[Manifest, Manifest], Awaitable[PendingSwitch | None]],
         settled: Callable[[], None],
         awake: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> None:
@@ -56,7 +56,7 @@ class Refresher:
         self.problem = ""
         self._untold = Changes()
         """What the kernel may believe something old of."""
-        self._following: Following | None = None
+        self._following: PendingSwitch | None = None
         """Who has yet to follow the last switch; None: nobody, and the kernel has been told since."""
         client.mirrors.network.listeners.append(self._someone_answers_again)
 
@@ -152,7 +152,7 @@ class Refresher:
         if following is not None:
             await self._tell(changes, following)
 
-    async def _tell(self, changes: Changes, following: Following) -> None:
+    async def _tell(self, changes: Changes, following: PendingSwitch) -> None:
         self._untold.names += changes.names
         self._untold.directories |= changes.directories
         self._following, following.listener = following, self._wanted_now

@@ -14,7 +14,7 @@ from cvfs.fuse.link import Message
 from cvfs.inodes import ROOT_INODE
 from cvfs.model import Manifest
 from cvfs.mount.control import Answers
-from cvfs.mount.followers import Following
+from cvfs.mount.followers import PendingSwitch
 from cvfs.mount.member import Member, Opened
 from cvfs.mount.mounted import ALONE, Mounted
 from cvfs.mount.refresher import Invalidate, Refresher
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _AGAIN_S: Final = 5.0
 """Until a switch is tried again that a page is lacking for."""
 
-Announce = Callable[[str, Manifest], Awaitable[Following]]
+Announce = Callable[[str, Manifest], Awaitable[PendingSwitch]]
 """Tells the other workers that a repository, by its label, switches. Called before the switch."""
 
 
@@ -193,7 +193,7 @@ class Refreshers:
                 log.warning("the kernel is still to be told of what changed in %s: %s", label or "the mount", error)
                 await trio.sleep(_AGAIN_S)
 
-    async def _tell(self, label: str, new: Manifest, old: Manifest) -> Following | None:
+    async def _tell(self, label: str, new: Manifest, old: Manifest) -> PendingSwitch | None:
         """The kernel may still believe something of an older one than `old`, if not all have followed that switch."""
         if not self._shown.switch(label, new, self._shown.previous(label) or old):
             return None

@@ -14,7 +14,7 @@ from cvfs.cache import Cache
 from cvfs.errors import MountError
 from cvfs.fuse.options import MountOptions
 from cvfs.mount.freshness import trust_status
-from cvfs.mount.logs import Recent
+from cvfs.mount.logs import RecentWarnings
 from cvfs.mount.member import Member
 from cvfs.mount.mounted import Mounted
 from cvfs.mount.refreshers import Refreshers
@@ -28,7 +28,9 @@ _HOUR_S = 3600.0
 class ServedMount:
     """One mount, and what it says of itself."""
 
-    def __init__(self, mounted: Mounted, cache: Cache, request: MountRequest, recent: Recent, engine: str) -> None:
+    def __init__(
+        self, mounted: Mounted, cache: Cache, request: MountRequest, recent: RecentWarnings, engine: str
+    ) -> None:
         self._mounted, self._cache, self._request, self._recent = mounted, cache, request, recent
         self._engine = engine
         self.started_s = time.time()

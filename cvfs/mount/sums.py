@@ -41,7 +41,7 @@ def add_counts(status: dict[str, Any], others: Iterable[Counts]) -> None:
             _add(each, counts["repositories"].get(name, {}))
 
 
-class Tally:
+class WorkerCounts:
     """The last that every worker of a mount has said of its counts, by worker; those that have ended are one."""
 
     def __init__(self, known: Mapping[str, Counts]) -> None:

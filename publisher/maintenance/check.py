@@ -10,7 +10,7 @@ from cvfs.format.pages import LocationPage
 from cvfs.model import BlobRef, Record
 from publisher.repository.head import read_head
 from publisher.repository.history import read_blob
-from publisher.repository.pages import Pages
+from publisher.repository.pages import PageLoader
 from publisher.store import Store
 
 _BATCH = 64
@@ -30,7 +30,7 @@ class CheckReport(msgspec.Struct, frozen=True):
 def check(store: Store, workers: int) -> CheckReport:
     """Read the whole newest revision. Raises CvfsError if the head or a page of the tree cannot be read."""
     manifest = read_head(store).manifest
-    pages = Pages(store)
+    pages = PageLoader(store)
     entries, packs, errors = 0, set[BlobRef](), list[str]()
     for record in pages.tree(manifest).records():
         entries += 1
@@ -47,7 +47,7 @@ def check(store: Store, workers: int) -> CheckReport:
     return CheckReport(manifest.repository, manifest.revision, entries, len(ordered), size_bytes, errors)
 
 
-def _packs(record: Record, pages: Pages) -> Iterator[BlobRef]:
+def _packs(record: Record, pages: PageLoader) -> Iterator[BlobRef]:
     for location in record.content.locations:
         yield location.pack
     for _, ref in record.content.location_pages:

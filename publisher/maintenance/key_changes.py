@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cvfs.errors import ConfigError, StoreError
 from cvfs.trust import names
 from publisher.repository.head import Head, read_own_head
-from publisher.repository.head_update import Signers, add, make_timestamp
+from publisher.repository.head_update import SignersByRole, add, next_timestamp
 from publisher.signing import metadata
 from publisher.signing.keys import ROLES, Keys, Signer
 from publisher.store import Store
@@ -90,7 +90,7 @@ def _put_in_place(root: metadata.RootRole, role: str, new: Signer, replaced: lis
         metadata.replace_keys(root, role, [new])
 
 
-def _sign_again(store: Store, head: Head, role: str, signers: Signers, now_s: int) -> None:
+def _sign_again(store: Store, head: Head, role: str, signers: SignersByRole, now_s: int) -> None:
     """Sign what `role` has signed and all above it, with the keys given; nothing is said that was not said before."""
     again, bundle = _SIGNED_AGAIN[role], head.chain.bundle
     for needed in again:
@@ -109,7 +109,7 @@ def _sign_again(store: Store, head: Head, role: str, signers: Signers, now_s: in
                 version,
                 lambda number: metadata.renew_targets(bundle.targets, number, now_s, signers["targets"]),
             )
-        timestamp = make_timestamp(store, head, version, targets, signers, now_s)
+        timestamp = next_timestamp(store, head, version, targets, signers, now_s)
     store.swap_head(bundle.timestamp, timestamp)
 
 

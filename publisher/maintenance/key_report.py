@@ -11,7 +11,7 @@ from publisher.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class TrustedKey:
     """A key that is trusted; `place` is the file or variable that has its private part, None if it is not here."""
 
     id: str
@@ -24,7 +24,7 @@ class Role:
 
     name: str
     threshold: int
-    keys: tuple[Key, ...]
+    keys: tuple[TrustedKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def describe(store: Store, keys: Keys) -> KeyReport:
     roles = []
     for name in ROLES:
         here = {signer.public_key.keyid: place for place, signer in keys.places(name)}
-        trusted = tuple(Key(keyid, here.get(keyid)) for keyid in root.roles[name].keyids)
+        trusted = tuple(TrustedKey(keyid, here.get(keyid)) for keyid in root.roles[name].keyids)
         roles.append(Role(name, root.roles[name].threshold, trusted))
     return KeyReport(
         repository=chain.repository,

@@ -17,7 +17,7 @@ from publisher.publishing.process_memory import own_memory
 from publisher.publishing.report import Changes, Counts
 from publisher.publishing.subtree import upserts
 from publisher.publishing.threads import Threads
-from publisher.repository.pages import Pages
+from publisher.repository.pages import PageLoader
 from publisher.repository.reachability import ReachableBlobs
 from publisher.source.scan import Scanner
 from publisher.source.small_files import BatchReader
@@ -52,7 +52,7 @@ class NewTree:
         self._index = index
         self._options = options
         self._published_s = published_s
-        self._pages = Pages(store)
+        self._pages = PageLoader(store)
         self._parent = parent
         self._old = self._pages.tree(parent)
         self._counts = Counts()

@@ -10,7 +10,7 @@ from publisher.publishing.new_tree import NewTree
 from publisher.publishing.options import SILENT, Options, Watch
 from publisher.publishing.report import Report
 from publisher.repository.head import Head, keys_of, read_head, read_own_head
-from publisher.repository.head_update import Signers, advance, next_manifest, online_signers
+from publisher.repository.head_update import SignersByRole, advance, next_manifest, online_signers
 from publisher.signing.keys import Keys
 from publisher.source.tree import SourceTree
 from publisher.state.database import BROKEN
@@ -85,7 +85,7 @@ def _publish(
     )
 
 
-def _parent(store: Store, options: Options, keys: Keys | None) -> tuple[Head, Signers]:
+def _parent(store: Store, options: Options, keys: Keys | None) -> tuple[Head, SignersByRole]:
     """The newest revision, and the keys to sign the next one with: if one is missing, that must not cost an hour."""
     if options.is_dry_run:
         return read_head(store), {}

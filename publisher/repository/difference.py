@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from cvfs.format.tree import diff
 from cvfs.model import Entry, Manifest, Record
-from publisher.repository.pages import Pages
+from publisher.repository.pages import PageLoader
 from publisher.store import Store
 
 
@@ -31,7 +31,7 @@ def differences(store: Store, older: Manifest, newer: Manifest) -> Iterator[Diff
 
     Raises StoreError, IntegrityError, FormatError.
     """
-    pages = Pages(store)
+    pages = PageLoader(store)
     for before, after in diff(pages.tree(older), pages.tree(newer), pages):
         path = before.path if before is not None else after.path if after is not None else b""
         yield Difference(path, _entry(before), _entry(after))

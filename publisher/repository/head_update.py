@@ -15,13 +15,13 @@ from publisher.signing import metadata
 from publisher.signing.keys import Keys, Signer
 from publisher.store import Store
 
-Signers = dict[str, list[Signer]]
+SignersByRole = dict[str, list[Signer]]
 """Those at hand, by role."""
 
 _ONLINE = ("targets", "snapshot", "timestamp")
 
 
-def online_signers(keys: Keys, root: bytes) -> Signers:
+def online_signers(keys: Keys, root: bytes) -> SignersByRole:
     """The keys that a new revision needs. Raises ConfigError if one is not here."""
     parsed = metadata.parse_root(root)
     return {role: list(metadata.select(parsed, role, keys.signers(role))) for role in _ONLINE}
@@ -51,7 +51,7 @@ def next_manifest(head: Head, root: Root, published_s: int, message: str = "") -
     )
 
 
-def advance(store: Store, head: Head, manifest: Manifest, signers: Signers, now_s: int) -> Mark:
+def advance(store: Store, head: Head, manifest: Manifest, signers: SignersByRole, now_s: int) -> Mark:
     """The last step of a revision: all that `manifest` speaks of is stored; make it the head.
 
     Raises HeadMovedError if somebody else has moved it meanwhile, and StoreError.
@@ -65,19 +65,19 @@ def advance(store: Store, head: Head, manifest: Manifest, signers: Signers, now_
     return swap(store, head._replace(manifest=manifest, blob=ref), make, signers, now_s)
 
 
-def swap(store: Store, head: Head, make: Callable[[int], bytes], signers: Signers, now_s: int) -> Mark:
+def swap(store: Store, head: Head, make: Callable[[int], bytes], signers: SignersByRole, now_s: int) -> Mark:
     """Sign targets, which `make` makes for a version, a snapshot and a timestamp, and move the head of the store there
     from the chain of `head`, whose manifest is the one that the targets name."""
     store.sync()
     bundle = head.chain.bundle
     version, targets = add(store, "targets", head.version(bundle.targets), make)
-    timestamp = make_timestamp(store, head, version, targets, signers, now_s)
+    timestamp = next_timestamp(store, head, version, targets, signers, now_s)
     store.swap_head(bundle.timestamp, timestamp)
     return Mark(head.manifest.revision, head.blob.id.hex(), version, metadata.version_of(timestamp))
 
 
-def make_timestamp(
-    store: Store, head: Head, targets_version: int, targets: bytes, signers: Signers, now_s: int
+def next_timestamp(
+    store: Store, head: Head, targets_version: int, targets: bytes, signers: SignersByRole, now_s: int
 ) -> bytes:
     """Store a new snapshot of `targets`, and return the timestamp that is to replace the one in the chain of `head`."""
     bundle = head.chain.bundle

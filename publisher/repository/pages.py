@@ -10,7 +10,7 @@ _CACHED_PAGES = 64
 """Enough for every inner page of a tree of a few million entries, and the leaves of one walk."""
 
 
-class Pages:
+class PageLoader:
     """Loads the pages of a store; the last few are kept decoded, inner pages longer than leaves."""
 
     def __init__(self, store: Store) -> None:

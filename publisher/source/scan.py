@@ -16,7 +16,7 @@ from cvfs.model import NO_CONTENT, Content, Entry, Record, join
 from publisher.source.entry import read_xattrs
 from publisher.source.scanned import LinkGroup, Run, Unread, known_as, link_group_number
 from publisher.source.tree import Directory, SourceTree
-from publisher.state.stat_cache import Known, KnownDirectory, StatCache, is_settled
+from publisher.state.stat_cache import KnownDirectory, KnownFile, StatCache, is_settled
 
 RUN_NAMES = 1024
 """Names that are dealt with, and remembered, together."""
@@ -149,7 +149,7 @@ class Scanner:
         return group
 
 
-def _is_same(known: Known, status: os.stat_result) -> bool:
+def _is_same(known: KnownFile, status: os.stat_result) -> bool:
     entry = known.entry
     return (
         known.ctime_ns == status.st_ctime_ns

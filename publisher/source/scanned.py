@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from cvfs.model import Entry, Record
 from publisher.packs.pack import Place
-from publisher.state.stat_cache import Known, is_settled
+from publisher.state.stat_cache import KnownFile, is_settled
 
 
 class LinkGroup:
@@ -61,20 +61,20 @@ class Run:
     number: int
     is_last: bool
     items: list[Record | Unread] = field(default_factory=list)
-    known: list[Known] = field(default_factory=list)
+    known: list[KnownFile] = field(default_factory=list)
     is_changed: bool = False
 
-    def remembered(self) -> Sequence[Known]:
+    def remembered(self) -> Sequence[KnownFile]:
         """What the stat cache shall keep, once all has been read; files changed a moment before are left out."""
         read = [item for item in self.items if isinstance(item, Unread) and is_settled(item.status, item.seen_ns)]
         known = self.known + [known_as(item.entry, item.status) for item in read if item.entry is not None]
         return sorted(known, key=lambda known: known.entry.name)
 
 
-def known_as(entry: Entry, status: os.stat_result) -> Known:
+def known_as(entry: Entry, status: os.stat_result) -> KnownFile:
     if not stat.S_ISDIR(entry.mode) and entry.nlink != 1:
         entry = replace(entry, nlink=1, link_group=0)
-    return Known(entry, status.st_ino, status.st_ctime_ns, status.st_size)
+    return KnownFile(entry, status.st_ino, status.st_ctime_ns, status.st_size)
 
 
 def link_group_number(path: bytes) -> int:

@@ -25,7 +25,7 @@ BROKEN = (lmdb.Error, msgspec.DecodeError, struct.error)
 """What a damaged index raises. It is to be thrown away."""
 
 
-class Session:
+class Tables:
     """The tables, within the present write transaction."""
 
     def __init__(self, environment: lmdb.Environment) -> None:
@@ -77,18 +77,18 @@ class Session:
 
 
 @contextmanager
-def open_session(path: Path) -> Iterator[Session]:
+def open_tables(path: Path) -> Iterator[Tables]:
     """The tables in the directory `path`, which is emptied first if it is no database, damaged or of another version.
 
     Raises StoreError: it cannot be used. What is not committed in the end is not kept.
     """
     environment = _open_or_reset(path)
     try:
-        session = Session(environment)
+        tables = Tables(environment)
         try:
-            yield session
+            yield tables
         finally:
-            session.close()
+            tables.close()
     finally:
         environment.close()
 

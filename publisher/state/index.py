@@ -16,8 +16,8 @@ from cvfs.errors import StoreError
 from cvfs.format.codec import decoder_of, encode
 from cvfs.model import BlobRef, Content, Digest
 from publisher.locking import Waiting, lock_file
-from publisher.state.database import BROKEN, DatabaseError, Session, open_session
-from publisher.state.pieces import Blobs, HasBlob, Pieces
+from publisher.state.database import BROKEN, DatabaseError, Tables, open_tables
+from publisher.state.pieces import HasBlob, KnownBlobs, Pieces
 
 _SAVE_S = 60.0
 """How much work a kill may cost. A save takes one write to the disk."""
@@ -30,13 +30,13 @@ _ROOT = decoder_of(tuple[BlobRef, int])
 class Index:
     """The index, open. Nothing that relies on a blob which is not in the store is ever answered."""
 
-    def __init__(self, session: Session, has_blob: HasBlob, *, keep: bool) -> None:
-        self._session = session
+    def __init__(self, tables: Tables, has_blob: HasBlob, *, keep: bool) -> None:
+        self._tables = tables
         self._keep = keep
         self._saved_s = time.monotonic()
-        self.blobs = Blobs(session, has_blob)
-        self.objects = Pieces(session, b"objects", self.blobs)
-        self.chunks = Pieces(session, b"chunks", self.blobs)
+        self.blobs = KnownBlobs(tables, has_blob)
+        self.objects = Pieces(tables, b"objects", self.blobs)
+        self.chunks = Pieces(tables, b"chunks", self.blobs)
 
     def save_seldom(self) -> None:
         """Save, unless that was done lately. To be called often."""
@@ -52,15 +52,15 @@ class Index:
         try:
             self.objects.flush()
             self.chunks.flush()
-            self._session.commit()
+            self._tables.commit()
         except DatabaseError:
-            self._session.abort()
+            self._tables.abort()
             for part in (self.blobs, self.objects, self.chunks):
                 part.forget()
 
     def find_large(self, content_id: bytes) -> Content | None:
         """Where the chunks of a large object are. What is behind its location pages is for the caller to check."""
-        value = self._session.get(b"large", content_id)
+        value = self._tables.get(b"large", content_id)
         if value is None:
             return None
         content: Content = _CONTENT.decode(value)
@@ -68,54 +68,54 @@ class Index:
         return content if all(map(self.blobs.is_present, blobs)) else None
 
     def add_large(self, content_id: bytes, content: Content) -> None:
-        self._session.put(b"large", content_id, encode(content))
+        self._tables.put(b"large", content_id, encode(content))
 
     def find_page(self, plain_id: Digest) -> BlobRef | None:
         """The blob of a page, by the BLAKE3 of its plain bytes."""
-        value = self._session.get(b"pages", plain_id)
+        value = self._tables.get(b"pages", plain_id)
         if value is None:
             return None
         ref: BlobRef = _REF.decode(value)
         return ref if self.blobs.is_present(ref) else None
 
     def add_page(self, plain_id: Digest, ref: BlobRef) -> None:
-        self._session.put(b"pages", plain_id, encode(ref))
+        self._tables.put(b"pages", plain_id, encode(ref))
 
     def find_files(self, key: bytes) -> bytes | None:
         """What the stat cache keeps under `key`."""
-        value = self._session.get(b"files", key)
+        value = self._tables.get(b"files", key)
         return None if value is None else bytes(value)
 
     def put_files(self, key: bytes, value: bytes) -> None:
-        self._session.put(b"files", key, value)
+        self._tables.put(b"files", key, value)
 
     def drop_files(self, key: bytes) -> bool:
-        return self._session.delete(b"files", key)
+        return self._tables.delete(b"files", key)
 
     def trees(self) -> list[tuple[bytes, bytes]]:
         """The trees that files are kept of: keys, and what was put of them."""
-        return self._session.items(b"trees")
+        return self._tables.items(b"trees")
 
     def find_tree(self, key: bytes) -> bytes | None:
-        value = self._session.get(b"trees", key)
+        value = self._tables.get(b"trees", key)
         return None if value is None else bytes(value)
 
     def put_tree(self, key: bytes, value: bytes) -> None:
-        self._session.put(b"trees", key, value)
+        self._tables.put(b"trees", key, value)
 
     def drop_tree(self, key: bytes) -> None:
         """Forget a tree, and its files: what is kept under keys that begin with its key."""
-        self._session.delete_below(b"files", key)
-        self._session.delete(b"trees", key)
+        self._tables.delete_below(b"files", key)
+        self._tables.delete(b"trees", key)
 
     @property
     def covered(self) -> tuple[BlobRef, int] | None:
         """The root page and its level of the newest tree all of whose contents are in here."""
-        value = self._session.get(b"meta", b"covered")
+        value = self._tables.get(b"meta", b"covered")
         return None if value is None else _ROOT.decode(value)
 
     def set_covered(self, root: BlobRef, level: int) -> None:
-        self._session.put(b"meta", b"covered", encode((root, level)))
+        self._tables.put(b"meta", b"covered", encode((root, level)))
 
 
 @contextmanager
@@ -127,8 +127,8 @@ def open_index(directory: Path, has_blob: HasBlob, waiting: Waiting | None, *, k
     """
     lock = _lock(directory, waiting)
     try:
-        with open_session(directory / "index") as session:
-            yield from _with_index(session, has_blob, keep)
+        with open_tables(directory / "index") as tables:
+            yield from _with_index(tables, has_blob, keep)
     finally:
         os.close(lock)
 
@@ -153,8 +153,8 @@ def _lock(directory: Path, waiting: Waiting | None) -> int:
     return lock
 
 
-def _with_index(session: Session, has_blob: HasBlob, keep: bool) -> Iterator[Index]:
-    index = Index(session, has_blob, keep=keep)
+def _with_index(tables: Tables, has_blob: HasBlob, keep: bool) -> Iterator[Index]:
+    index = Index(tables, has_blob, keep=keep)
     try:
         yield index
     except BROKEN:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from cvfs.format.codec import decoder_of, encode
 from cvfs.model import BlobRef
-from publisher.state.database import Session
+from publisher.state.database import Tables
 
 _MAX_HELD = 50_000
 """Pieces put at once; 10 MB of memory."""
@@ -26,16 +26,16 @@ class Piece(NamedTuple):
     length: int
 
 
-class Blobs:
+class KnownBlobs:
     """Which blobs are in the store. It is asked once for each, and blobs are numbered to be named in four bytes."""
 
-    def __init__(self, session: Session, has_blob: HasBlob) -> None:
-        self._session = session
+    def __init__(self, tables: Tables, has_blob: HasBlob) -> None:
+        self._tables = tables
         self._has_blob = has_blob
         self._present: dict[BlobRef, bool] = {}
         self._by_number: dict[int, BlobRef | None] = {}
         self._number_of: dict[BlobRef, int] = {}
-        self._count = session.count(b"packs")
+        self._count = tables.count(b"packs")
         self.missing: set[BlobRef] = set()
         """Those that were asked for, and are not there."""
 
@@ -55,15 +55,15 @@ class Blobs:
         self._present[blob] = True
 
     def forget(self) -> None:
-        """The session was aborted: numbers given since the last commit mean nothing."""
+        """The transaction was aborted: numbers given since the last commit mean nothing."""
         self._by_number.clear()
         self._number_of.clear()
-        self._count = self._session.count(b"packs")
+        self._count = self._tables.count(b"packs")
 
     def find(self, number: int) -> BlobRef | None:
         """The pack of a number, if it is in the store."""
         if number not in self._by_number:
-            value = self._session.get(b"packs", _NUMBER.pack(number))
+            value = self._tables.get(b"packs", _NUMBER.pack(number))
             pack = None if value is None else _REF.decode(value)
             self._by_number[number] = pack if pack is not None and self.is_present(pack) else None
         return self._by_number[number]
@@ -75,12 +75,12 @@ class Blobs:
         return number
 
     def _find_number(self, pack: BlobRef) -> int:
-        value = self._session.get(b"numbers", pack.id)
+        value = self._tables.get(b"numbers", pack.id)
         if value is not None:
             return int(_NUMBER.unpack(value)[0])
         number, self._count = self._count, self._count + 1
-        self._session.put(b"numbers", pack.id, _NUMBER.pack(number))
-        self._session.put(b"packs", _NUMBER.pack(number), encode(pack))
+        self._tables.put(b"numbers", pack.id, _NUMBER.pack(number))
+        self._tables.put(b"packs", _NUMBER.pack(number), encode(pack))
         self._by_number.pop(number, None)
         return number
 
@@ -92,18 +92,18 @@ class Pieces:
     other threads have the interpreter, and has to wait for it to come back.
     """
 
-    def __init__(self, session: Session, table: bytes, blobs: Blobs) -> None:
-        self._session = session
+    def __init__(self, tables: Tables, table: bytes, blobs: KnownBlobs) -> None:
+        self._tables = tables
         self._table = table
         self._blobs = blobs
         self._held: dict[bytes, bytes] = {}
-        self._is_empty = not session.count(table)
+        self._is_empty = not tables.count(table)
 
     def find(self, content_id: bytes) -> Piece | None:
         """None if it is not known, or its pack is not in the store."""
         value: bytes | memoryview | None = self._held.get(content_id)
         if value is None and not self._is_empty:
-            value = self._session.get(self._table, content_id)
+            value = self._tables.get(self._table, content_id)
         if value is None:
             return None
         number, offset, length = _PIECE.unpack(value)
@@ -118,9 +118,9 @@ class Pieces:
     def flush(self) -> None:
         """Put what was held back."""
         if self._held:
-            self._session.put_sorted(self._table, sorted(self._held.items()))
+            self._tables.put_sorted(self._table, sorted(self._held.items()))
             self._held, self._is_empty = {}, False
 
     def forget(self) -> None:
-        """The session was aborted: what was added since the last commit has gone."""
-        self._held, self._is_empty = {}, not self._session.count(self._table)
+        """The transaction was aborted: what was added since the last commit has gone."""
+        self._held, self._is_empty = {}, not self._tables.count(self._table)

@@ -23,7 +23,7 @@ _TREE_KEY_BYTES = 8
 _DIRECTORY_KEY_BYTES = 16
 
 
-class Known(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class KnownFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An entry, and the status of the file at the time it was made."""
 
     entry: Entry
@@ -32,7 +32,7 @@ class Known(msgspec.Struct, frozen=True, array_like=True, gc=False):
     size: int
 
 
-_KNOWN = decoder_of(list[Known])
+_KNOWN = decoder_of(list[KnownFile])
 
 
 def tree_key(path: bytes) -> bytes:
@@ -70,11 +70,11 @@ class StatCache:
     def directory(self, path: bytes) -> "KnownDirectory":
         return KnownDirectory(lambda run: self._find(path, run))
 
-    def _find(self, directory: bytes, run: int) -> list[Known]:
+    def _find(self, directory: bytes, run: int) -> list[KnownFile]:
         value = self._index.find_files(self._key(directory, run))
         return [] if value is None else _KNOWN.decode(value)
 
-    def put(self, directory: bytes, run: int, known: Sequence[Known], *, is_last: bool) -> None:
+    def put(self, directory: bytes, run: int, known: Sequence[KnownFile], *, is_last: bool) -> None:
         """Replace what is known of a run; `is_last`: the directory has no runs behind it any more."""
         self._index.put_files(self._key(directory, run), encode(known))
         while is_last and self._index.drop_files(self._key(directory, run + 1)):
@@ -87,14 +87,14 @@ class StatCache:
 class KnownDirectory:
     """What is known of one directory of the tree, run after run. New names may have moved others into the next run."""
 
-    def __init__(self, find: Callable[[int], list[Known]]) -> None:
+    def __init__(self, find: Callable[[int], list[KnownFile]]) -> None:
         self._find = find
         self._loaded = 0
         self._last = b""
         self._names: list[bytes] = []
-        self._ahead: dict[bytes, Known] = {}
+        self._ahead: dict[bytes, KnownFile] = {}
 
-    def run(self, number: int, names: Sequence[bytes]) -> dict[bytes, Known]:
+    def run(self, number: int, names: Sequence[bytes]) -> dict[bytes, KnownFile]:
         """What is known of `names`, run number `number`, among others. To be asked in order.
 
         The old run of that number is always loaded, so that it may be replaced from now on.

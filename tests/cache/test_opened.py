@@ -10,7 +10,7 @@ import pytest
 from cvfs.cache import Cache
 from cvfs.cache import opened as module
 from cvfs.cache.index import Place
-from cvfs.cache.opened import Open, OpenFiles
+from cvfs.cache.opened import OpenFile, OpenFiles
 from cvfs.format.blob import digest
 from cvfs.model import BlobRef
 from tests.command import wait_until
@@ -33,10 +33,10 @@ class Host:
     def _find(self, inode: int) -> Place | None:
         return Place(1, PAGE, inode) if inode < 1000 else None
 
-    def _open_at(self, page: BlobRef, positions: Collection[int]) -> dict[int, Open]:
+    def _open_at(self, page: BlobRef, positions: Collection[int]) -> dict[int, OpenFile]:
         assert page == PAGE
         self.looked.append(sorted(positions))
-        return {each: Open(each, {b"%d" % each}) for each in positions} if self.has_page else {}
+        return {each: OpenFile(each, {b"%d" % each}) for each in positions} if self.has_page else {}
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_own_descriptors_and_maps_are_seen(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_same_content_counts_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.open = [3, 4, 5]
-    there = {3: Open(10, {b"same"}), 4: Open(10, {b"same"}), 5: Open(15, {b"other"})}
+    there = {3: OpenFile(10, {b"same"}), 4: OpenFile(10, {b"same"}), 5: OpenFile(15, {b"other"})}
     host.files._open_at = lambda page, positions: {each: there[each] for each in positions}
     assert host.files.ids(25) == {b"same", b"other"}
     assert host.files.ids(24) == {b"same"}

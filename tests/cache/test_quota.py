@@ -397,7 +397,7 @@ def test_eviction_that_spans_a_recount_is_not_taken_off_twice(cache: Cache, monk
     store(cache, *range(64))
     remove = eviction._remove
 
-    def counted_meanwhile(path: bytes, leases: Leases, *, open_too: bool) -> eviction.Found:
+    def counted_meanwhile(path: bytes, leases: Leases, *, open_too: bool) -> eviction.Evicted:
         found = remove(path, leases, open_too=open_too)
         if found.freed:
             monkeypatch.setattr(eviction, "_remove", remove)
@@ -460,7 +460,7 @@ def test_eviction_goes_on_being_taken_off_after_a_recount(cache: Cache, monkeypa
     store(cache, *range(64))
     remove = eviction._remove
 
-    def counted_meanwhile(path: bytes, leases: Leases, *, open_too: bool) -> eviction.Found:
+    def counted_meanwhile(path: bytes, leases: Leases, *, open_too: bool) -> eviction.Evicted:
         cache.quota.recount()
         found = remove(path, leases, open_too=open_too)
         if found.freed:

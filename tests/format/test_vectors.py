@@ -36,7 +36,7 @@ from cvfs.mirrors import Mirrors, Network
 from cvfs.model import BlobRef, Digest, Location, Record
 from cvfs.revisions import Revisions
 from cvfs.trust import names
-from cvfs.trust.pin import Pin
+from cvfs.trust.anchor import Anchor
 from cvfs.trust.values import root_id
 from tests.format import independent_reader, independent_trust, make_vectors
 from tests.trust.simulator import Simulator
@@ -171,7 +171,7 @@ def cvfs_signed(vector: Vector) -> None:
     mirrors = Mirrors(Network(simulator), [simulator.serve(url, files)])  # type: ignore[arg-type]
     with TemporaryDirectory() as state:
         own = Path(state) / "own"  # who could write beside it could replace it
-        heads = Heads(mirrors, url, own, Pin("vector", None, root_id(root)), now=YEAR_2026.timestamp)
+        heads = Heads(mirrors, url, own, Anchor("vector", None, root_id(root)), now=YEAR_2026.timestamp)
         trio.run(open_repository, heads, mirrors, own)
 
 

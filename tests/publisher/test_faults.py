@@ -24,7 +24,7 @@ from publisher.source.large_files import LargeReader
 from publisher.source.scanned import Unread
 from publisher.source.tree import SourceTree
 from publisher.state import index as index_module
-from publisher.state.database import Session
+from publisher.state.database import Tables
 from publisher.state.index import open_index
 from publisher.store import open_store
 from tests.publisher.stores import NOW_S, Store, command, environment, error_line, run
@@ -134,12 +134,12 @@ def test_an_index_that_cannot_be_saved_costs_only_time(
         original(session)
 
     commits: list[object] = []
-    original = Session.commit
+    original = Tables.commit
     make_tree(tree / "m", MANY)
     make_tree(tree / "n", MANY)
     with monkeypatch.context() as patch:
         patch.setattr(index_module, "_SAVE_S", 0.0)
-        patch.setattr(Session, "commit", commit)
+        patch.setattr(Tables, "commit", commit)
         assert store.publish(tree).is_published
     assert len(commits) > 3
     assert store.snapshot() == snapshot(tree, count_links=True)
@@ -153,7 +153,7 @@ def test_state_that_is_broken_again_and_again_is_one_line(
     def count(*_: object) -> int:
         raise lmdb.CorruptedError("broken")
 
-    monkeypatch.setattr(Session, "count", count)
+    monkeypatch.setattr(Tables, "count", count)
     with pytest.raises(StoreError, match=r"cannot keep state in .*broken.*--state DIR"):
         store.publish(tree)
 

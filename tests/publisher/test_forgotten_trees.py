@@ -42,7 +42,7 @@ def _publish(store: Store, tree: Path, now_s: int) -> Report:
 def _rows(store: Store) -> tuple[int, int]:
     """How many trees are remembered, and how many runs of names."""
     with open_index(store.state, lambda _: True, None) as index:
-        return index._session.count(b"trees"), index._session.count(b"files")
+        return index._tables.count(b"trees"), index._tables.count(b"files")
 
 
 def test_a_tree_that_is_gone_is_forgotten_after_a_day(store: Store, trees: list[Path]) -> None:

@@ -24,7 +24,7 @@ from cvfs.model import NO_CONTENT, BlobRef, Manifest, Record
 from cvfs.revisions import Revisions
 from cvfs.transport import Response
 from cvfs.trust import names
-from cvfs.trust.pin import Pin
+from cvfs.trust.anchor import Anchor
 from cvfs.trust.state import FILE
 from cvfs.trust.values import root_id
 from cvfs.which import Which
@@ -254,16 +254,18 @@ class World:
     def files(self) -> Files:
         return self.publisher.files
 
-    def pin(self) -> Pin:
-        return Pin("test", self.first_root, root_id(self.first_root))
+    def anchor(self) -> Anchor:
+        return Anchor("test", self.first_root, root_id(self.first_root))
 
-    def refresh(self, *, state: Path | None = None, pin: Pin | None = None, deadline_s: float = DEADLINE_S) -> Head:
+    def refresh(
+        self, *, state: Path | None = None, anchor: Anchor | None = None, deadline_s: float = DEADLINE_S
+    ) -> Head:
         """What a client that has just started takes for the head; it accepts what it can read the root of."""
-        return trio.run(self._refresh, state or self.state, pin or self.pin(), deadline_s)
+        return trio.run(self._refresh, state or self.state, anchor or self.anchor(), deadline_s)
 
-    async def _refresh(self, state: Path, pin: Pin, deadline_s: float) -> Head:
+    async def _refresh(self, state: Path, anchor: Anchor, deadline_s: float) -> Head:
         mirrors = Mirrors(Network(self.simulator), self.urls)  # type: ignore[arg-type]
-        heads = Heads(mirrors, self.URL, state, pin, now=lambda: self.now_s)
+        heads = Heads(mirrors, self.URL, state, anchor, now=lambda: self.now_s)
         found = await heads.current(deadline_s)
         if not found.problem:
             await mirrors.fetch_blob(found.manifest.root, deadline_s)
@@ -275,7 +277,7 @@ class World:
         return trio.run(self._find, which, deadline_s)
 
     async def _find(self, which: Which, deadline_s: float) -> Manifest:
-        found = await self._refresh(self.state, self.pin(), deadline_s)
+        found = await self._refresh(self.state, self.anchor(), deadline_s)
         self.simulator.reset()
         mirrors = Mirrors(Network(self.simulator), self.urls)  # type: ignore[arg-type]
         return await Revisions(mirrors, self.state).find(found, which, deadline_s)

@@ -15,7 +15,7 @@ from cvfs.format.blob import blob_path
 from cvfs.heads import Heads
 from cvfs.mirrors import Mirrors, Network
 from cvfs.trust import names
-from cvfs.trust.pin import find_pin
+from cvfs.trust.anchor import find_anchor
 from publisher.repository import head
 from tests.trust.simulator import DAY_S, DEADLINE_S, NAME, Files, World, resign_with
 
@@ -310,9 +310,9 @@ def test_another_repository_of_the_same_keys(world: World, tmp_path: Path) -> No
 
 
 def test_another_name_than_the_wanted_one(new_world: World, tmp_path: Path) -> None:
-    pin = find_pin("", (), sha256=new_world.pin().sha256, name="wanted.example.org")
+    anchor = find_anchor("", (), sha256=new_world.anchor().sha256, name="wanted.example.org")
     with pytest.raises(TrustError, match=f"serves '{NAME}' where 'wanted.example.org' is wanted"):
-        new_world.refresh(pin=pin)
+        new_world.refresh(anchor=anchor)
 
 
 def test_names_that_lead_elsewhere_on_a_disk(new_world: World, tmp_path: Path) -> None:
@@ -326,9 +326,9 @@ def test_names_that_lead_elsewhere_on_a_disk(new_world: World, tmp_path: Path) -
         "file:///tmp/%2e%2e%2fevil",
         "http://../evil/..",
     ):
-        assert find_pin(url, [tmp_path / "roots"]).is_empty
+        assert find_anchor(url, [tmp_path / "roots"]).is_empty
     (tmp_path / "roots" / "link").symlink_to(tmp_path)
-    assert find_pin("http://h/link%2fevil", [tmp_path / "roots"]).is_empty
+    assert find_anchor("http://h/link%2fevil", [tmp_path / "roots"]).is_empty
     signers = new_world.publisher.steal("root").values()
     path = names.metadata_path("root", 2)
     new_world.files[path] = new_world.first_root
@@ -372,7 +372,7 @@ def test_mirror_that_is_stuck_at_what_is_known_is_found_out(world: World) -> Non
 
     async def ask() -> list[int]:
         mirrors = Mirrors(Network(world.simulator), world.urls)  # type: ignore[arg-type]
-        heads = Heads(mirrors, world.URL, world.state, world.pin(), now=lambda: world.now_s)
+        heads = Heads(mirrors, world.URL, world.state, world.anchor(), now=lambda: world.now_s)
         return [(await heads.current(DEADLINE_S)).manifest.revision for _ in range(6)]
 
     revisions = trio.run(ask)
@@ -420,29 +420,29 @@ def test_all_mirrors_dead(world: World, tmp_path: Path) -> None:
 
 
 def test_trust_on_first_use_holds_afterwards(new_world: World, tmp_path: Path) -> None:
-    pin = find_pin("", (), first_use=True)
-    assert new_world.refresh(pin=pin).trusted.origin == "on first use"
+    anchor = find_anchor("", (), first_use=True)
+    assert new_world.refresh(anchor=anchor).trusted.origin == "on first use"
     other = World(tmp_path / "other")
     other.publisher.publish()
     new_world.simulator.serve(new_world.URL, other.files)
-    for again in (pin, find_pin("", ())):
-        found = new_world.refresh(pin=again)
+    for again in (anchor, find_anchor("", ())):
+        found = new_world.refresh(anchor=again)
         assert "signed by 0/1" in found.problem
         assert found.trusted.origin == "on first use"
 
 
 def test_damaged_state_does_not_become_a_new_first_use(new_world: World) -> None:
-    pin = find_pin("", (), first_use=True)
-    new_world.refresh(pin=pin)
+    anchor = find_anchor("", (), first_use=True)
+    new_world.refresh(anchor=anchor)
     (new_world.state / "trusted.json").write_bytes(b"{")
     with pytest.raises(ConfigError, match="cannot use what was trusted before"):
-        new_world.refresh(pin=pin)
+        new_world.refresh(anchor=anchor)
     assert new_world.refresh().problem == ""
 
 
 def test_no_pin_no_trust(new_world: World) -> None:
     with pytest.raises(ConfigError, match=r"no root of trust for http.*--root FILE or --root-sha256 HEX"):
-        new_world.refresh(pin=find_pin("", ()))
+        new_world.refresh(anchor=find_anchor("", ()))
     assert not new_world.simulator.requests
 
 

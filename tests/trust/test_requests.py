@@ -12,8 +12,8 @@ import pytest
 from cvfs.errors import ExpiredError
 from cvfs.format.documents import encode_ref
 from cvfs.trust import names
+from cvfs.trust.anchor import find_anchor
 from cvfs.trust.chain import follow
-from cvfs.trust.pin import find_pin
 from cvfs.trust.targets import read_ahead
 from cvfs.trust.values import Bundle
 from tests.trust.simulator import DAY_S, NOW_S, World, resign_with
@@ -35,7 +35,7 @@ def test_first_meeting_takes_six_requests_and_two_round_trips(new_world: World) 
 
 
 def test_first_meeting_by_the_hash_of_the_root_takes_one_more(new_world: World) -> None:
-    new_world.refresh(pin=find_pin("", (), sha256=new_world.pin().sha256))
+    new_world.refresh(anchor=find_anchor("", (), sha256=new_world.anchor().sha256))
     say("first meeting by --root-sha256", new_world)
     assert (len(new_world.simulator.requests), new_world.simulator.depth) == (7, 3)
 

@@ -20,7 +20,7 @@ from cvfs.heads import Head, Heads
 from cvfs.mirrors import Mirrors, Network
 from cvfs.transport import Transport
 from cvfs.trust import names, state
-from cvfs.trust.pin import Pin
+from cvfs.trust.anchor import Anchor
 from cvfs.trust.values import root_id
 from publisher.repository import head
 from tests import servers
@@ -61,7 +61,7 @@ class Wire:
         root = self.publisher.root
         with closing(Transport(user_agent="test")) as transport:
             mirrors = Mirrors(Network(transport), [url])
-            heads = Heads(mirrors, "http://test", state, Pin("test", root, root_id(root)), now=lambda: NOW_S + 60)
+            heads = Heads(mirrors, "http://test", state, Anchor("test", root, root_id(root)), now=lambda: NOW_S + 60)
             found = await heads.current(DEADLINE_S)
             if not found.problem:
                 await heads.accept(found)

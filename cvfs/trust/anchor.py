@@ -18,7 +18,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 FIRST_USE = "on first use"
 
 
-class Pin(msgspec.Struct, frozen=True):
+class Anchor(msgspec.Struct, frozen=True):
     """The root with this SHA-256, and its bytes if they are at hand; `first_use`: whatever root is met first.
 
     `name` is what the repository must be called, None if nobody has said. `origin` says for people whence this is.
@@ -36,13 +36,13 @@ class Pin(msgspec.Struct, frozen=True):
         return self.sha256 is None and not self.first_use
 
     def admits(self, trusted: Trusted) -> bool:
-        """Whether a state that was trusted before begins where this pin says."""
+        """Whether a state that was trusted before begins here."""
         if self.name is not None and trusted.repository != self.name:
             return False
         return self.sha256 is None or self.sha256 in trusted.root_ids
 
 
-def find_pin(
+def find_anchor(
     url: str,
     directories: Sequence[Path],
     *,
@@ -50,28 +50,28 @@ def find_pin(
     sha256: str | None = None,
     first_use: bool = False,
     name: str | None = None,
-) -> Pin:
-    """The pin for the repository at `url`: what the user says, else NAME.root.json in one of `directories`.
+) -> Anchor:
+    """The anchor for the repository at `url`: what the user says, else NAME.root.json in one of `directories`.
 
     NAME is `name`, else the last part of the address's path, else its host: software.example.org for
     http://software.example.org and http://mirror/software.example.org. The repository must then have that name.
-    Raises ConfigError: a pin that cannot be used, or more than one.
+    Raises ConfigError: an anchor that cannot be used, or more than one.
     """
     if (root is not None) + (sha256 is not None) + first_use > 1:
         raise ConfigError("use one of --root, --root-sha256 and --trust-on-first-use")
     if root is not None:
         return _of_file(root, name)
     if sha256 is not None:
-        return Pin(f"SHA-256 {_check_sha256(sha256)}", sha256=sha256.lower(), name=name)
+        return Anchor(f"SHA-256 {_check_sha256(sha256)}", sha256=sha256.lower(), name=name)
     for candidate in (name,) if name else _names_of(url):
         for directory in directories:
             path = directory / f"{candidate}.root.json"
             if path.exists():
                 return _of_file(path, candidate)
-    return Pin(FIRST_USE if first_use else "", first_use=first_use, name=name)
+    return Anchor(FIRST_USE if first_use else "", first_use=first_use, name=name)
 
 
-def _of_file(path: Path, name: str | None) -> Pin:
+def _of_file(path: Path, name: str | None) -> Anchor:
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_ROOT_BYTES)
@@ -79,7 +79,7 @@ def _of_file(path: Path, name: str | None) -> Pin:
         raise ConfigError(f"cannot read the root of trust {path}: {error.strerror}") from error
     if not data.lstrip().startswith(b"{"):
         raise ConfigError(f"{path} is not a root.json")
-    return Pin(f"file {path}", data, root_id(data), name=name)
+    return Anchor(f"file {path}", data, root_id(data), name=name)
 
 
 def _check_sha256(text: str) -> str:
