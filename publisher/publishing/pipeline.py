@@ -19,9 +19,10 @@ from publisher.packs.large_objects import Chunked, PutPage
 from publisher.packs.pack import MAX_SMALL_BYTES, MAX_SPAN, Nowhere, Place
 from publisher.publishing.packing import Packing
 from publisher.publishing.report import Counts
+from publisher.publishing.threads import READERS
 from publisher.source.large_files import LargeReader
 from publisher.source.scanned import Run, Unread
-from publisher.source.small_files import READERS, BatchReader, Plain, changed
+from publisher.source.small_files import BatchReader, Plain, changed
 from publisher.source.tree import SourceTree
 from publisher.state.index import Index
 from publisher.state.stat_cache import StatCache

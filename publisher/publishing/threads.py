@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from publisher.source.small_files import READERS
+READERS = 16
+"""Threads that read from a disk that makes one wait. A guess: a network file system answers so many as soon as one."""
 
 
 def usable_cpus() -> int:

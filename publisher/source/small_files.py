@@ -19,10 +19,6 @@ from publisher.state.stat_cache import wait_until_settled
 OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 """Should a file have been replaced since it was scanned: follow no link, wait for no fifo."""
 
-
-READERS = 16
-"""Threads that read from a disk that makes one wait. A guess: a network file system answers so many as soon as one."""
-
 _SLOW_S = 200e-6
 """Waited for a file, or for 64 KiB, on average: slower than from memory even on a busy machine, faster than disks."""
 
