@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from cvfs.config import Settings
 from cvfs.config.kinds import OTHERS
-from cvfs.config.layers import Configuration, config_directories, read_configuration
+from cvfs.config.layers import Configuration, config_directories, find_alone, read_configuration
 from cvfs.config.notation import toml_of, write_file, write_line
-from cvfs.config.settings import TABLE
+from cvfs.config.settings import TABLE, default_runtime
 from cvfs.config.toml_file import line_of
 from cvfs.errors import ConfigError
 from cvfs.mount.request import MountRequest, apply_options, decode_request, encode_request, settings_among
@@ -254,6 +254,20 @@ def test_directory_that_is_named_has_to_be_there(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("CVFS_CONFIG")
     monkeypatch.setenv("XDG_CONFIG_HOME", f"{etc}/none")
     read_configuration()
+
+
+def test_one_setting_is_found_among_what_cannot_be_used(monkeypatch: pytest.MonkeyPatch, etc: Path) -> None:
+    monkeypatch.delenv("CVFS_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("CVFS_CONFIG", f"{etc}:{etc}/none")
+    assert find_alone("runtime") == default_runtime()
+    (etc / "config.toml").write_text("cash = 1\nruntime = 'here'\n")
+    assert find_alone("runtime") == etc / "here"
+    (etc / "none").mkdir()
+    for text in ("runtime = 7\n", "runtime = = 7\n"):
+        (etc / "none" / "config.toml").write_text(text)
+        assert find_alone("runtime") == etc / "here"
+    monkeypatch.setenv("CVFS_RUNTIME_DIR", "/said")
+    assert find_alone("runtime") == Path("/said")
 
 
 def test_repositories_of_a_domain_need_no_file(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,4 +91,4 @@ def test_mistake_in_a_file_is_one_line(cvfs: Command, store: SmallStore, tmp_pat
     (tmp_path / "etc/config.toml").write_text("\nrefresh = 5\n")
     why = f"{tmp_path}/etc/config.toml:2: unknown setting 'refresh'; did you mean 'refresh_s'?"
     assert cvfs.refused("ls", store.path) == why
-    assert cvfs.refused("status") == why
+    assert cvfs.refused("cache", "info") == why

@@ -350,6 +350,30 @@ def test_umount_of_nothing(cvfs: Command, mnt: Path) -> None:
     assert cvfs.refused("umount", mnt) == f"nothing is mounted on {mnt}"
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("CVFS_CONFIG", "{top}/gone", "there is no directory {top}/gone, which CVFS_CONFIG names"),
+        ("CVFS_CONFIG", "{top}", "{top}/config.toml:1: "),
+        ("CVFS_DEADLINE_S", "soon", "environment CVFS_DEADLINE_S: "),
+    ],
+)
+def test_what_is_mounted_needs_no_configuration(
+    cvfs: Command, server: FaultyServer, mnt: Path, variable: str, value: str, said: str
+) -> None:
+    """It is looked at, changed and ended all the same, by who is told what is wrong."""
+    cvfs.ok("mount", server.url, mnt)
+    (cvfs.top / "config.toml").write_text("cache = = 1\n")
+    cvfs.environment[variable] = value.format(top=cvfs.top)
+    for command in (("status",), ("status", mnt), ("refresh", mnt), ("reload", mnt), ("umount", mnt)):
+        outcome = cvfs(*command)
+        assert outcome.returncode == 0, outcome
+        (line,) = outcome.stderr.decode().splitlines()
+        assert line.startswith(f"cvfs: warning: {said.format(top=cvfs.top)}")
+    assert not cvfs.leftovers()
+    assert said.format(top=cvfs.top) in cvfs.refused("mount", server.url, mnt)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_daemon_unmounts_when_it_is_told_to_end(
     cvfs: Command, server: FaultyServer, mnt: Path, number: signal.Signals

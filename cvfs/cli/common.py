@@ -2,14 +2,19 @@
 
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cvfs import terminal
 from cvfs.config import Configuration, Settings, read_configuration
 from cvfs.config.kinds import HERE, SWITCH
+from cvfs.config.layers import find_alone
 from cvfs.config.settings import TABLE, Setting
+from cvfs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cvfs.mount.runtime import Runtime
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -87,6 +92,18 @@ def locate(text: str) -> tuple[str, Settings]:
 def host_settings() -> Settings:
     """The settings of a command that needs no repository. Raises ConfigError."""
     return configuration().settings()
+
+
+def find_runtime() -> "Runtime":
+    """Where the sockets of mounts are, for a command about mounts that are there, which have settings of their own.
+    What is wrong with the configuration is a warning, and need not be mended before a mount can be ended."""
+    from cvfs.mount.runtime import Runtime
+
+    try:
+        return Runtime(host_settings().runtime)
+    except ConfigError as error:
+        click.echo(f"cvfs: warning: {' '.join(str(error).split())}", err=True)
+    return Runtime(find_alone("runtime"))
 
 
 def run(function: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -16,10 +16,9 @@ def command(directory: Path) -> None:
     the configuration read again.
     """
     from cvfs.mount.changing import refresh_mount
-    from cvfs.mount.runtime import Runtime
     from cvfs.terminal import show_count
 
-    status = refresh_mount(directory.absolute(), Runtime(common.host_settings().runtime))
+    status = refresh_mount(directory.absolute(), common.find_runtime())
     if "repositories" in status:
         used = [each for each in status["repositories"] if "revision" in each]
         known = show_count(len(status["repositories"]), "repository", "repositories")

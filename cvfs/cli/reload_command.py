@@ -12,7 +12,6 @@ from cvfs.cli import common
 def command(directory: Path) -> None:
     """Have the mount on DIRECTORY served by the code that is installed now. Nobody who uses it notices."""
     from cvfs.mount.changing import reload_mount
-    from cvfs.mount.runtime import Runtime
 
-    status = reload_mount(directory.absolute(), Runtime(common.host_settings().runtime))
+    status = reload_mount(directory.absolute(), common.find_runtime())
     click.echo(f"{status['mountpoint']}: version {status['version']}, process {status['worker_pid']}")

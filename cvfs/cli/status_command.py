@@ -33,9 +33,8 @@ def command(directory: Path | None, as_json: bool) -> None:
     they are asked for.
     """
     from cvfs.mount.overview import FOREIGN, list_mounts, mount_at
-    from cvfs.mount.runtime import Runtime
 
-    runtime = Runtime(common.host_settings().runtime)
+    runtime = common.find_runtime()
     mounts = list_mounts(runtime) if directory is None else [mount_at(directory.absolute(), runtime)]
     if as_json:
         terminal.print_json({"mounts": mounts})

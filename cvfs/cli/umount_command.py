@@ -12,7 +12,6 @@ from cvfs.cli import common
 @click.option("-l", "--lazy", is_flag=True, help="Take it out of sight now, and end when its last user has.")
 def command(directory: Path, lazy: bool) -> None:
     """Unmount DIRECTORY, and return when the daemon that served it has ended."""
-    from cvfs.mount.runtime import Runtime
     from cvfs.mount.unmounting import unmount_and_wait
 
-    unmount_and_wait(directory.absolute(), Runtime(common.host_settings().runtime), lazy=lazy)
+    unmount_and_wait(directory.absolute(), common.find_runtime(), lazy=lazy)

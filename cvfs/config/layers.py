@@ -7,6 +7,7 @@ repositories.d/NAME.toml for one. All values are known before a command begins; 
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,6 +143,23 @@ def read_configuration(options: Mapping[str, Any] | None = None, *, to_write: bo
             if not os.path.isdir(directory):
                 raise ConfigError(f"there is no directory {directory}, which CVFS_CONFIG names")
     return Configuration(directories, os.environ, options or {})
+
+
+def find_alone(name: str) -> Any:
+    """What holds of one setting of the host, also where the rest cannot be used: directories that are gone, files that
+    are broken and values that mean nothing are passed over."""
+    from cvfs.config.toml_file import read_toml
+
+    setting = TABLE[name]
+    with suppress(ConfigError):
+        if text := os.environ.get(setting.variable):
+            return _parse(setting, text, HERE, Origin("environment"))
+    for path in (directory / "config.toml" for directory in reversed(config_directories())):
+        with suppress(ConfigError):
+            said = read_toml(path) or {}
+            if name in said:
+                return _parse(setting, said[name], path.parent, Origin(str(path), path))
+    return getattr(Settings(), name)
 
 
 def config_directories() -> list[Path]:
