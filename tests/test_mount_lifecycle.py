@@ -1,5 +1,6 @@
 """cvfs mount, umount and status on real mounts: how they begin, fail and end, and what must not be left of them."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -11,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ def test_what_is_mounted_behind_a_link_is_not_asked(
     link = mnt.with_name("link")
     link.symlink_to(mnt)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "readlink", _only(os.readlink, link))
+        patch.setattr(os, "readlink", _but(os.readlink, mnt))
         assert find_place(link) == mnt
     cvfs.kill_all(cvfs.status(mnt)["pid"])
     outcome = cvfs("mount", server.url, link)
@@ -137,9 +138,41 @@ def test_what_is_mounted_behind_a_link_is_not_asked(
     cvfs.ok("umount", mnt)
 
 
-def _only(function: Callable[[Path], str], allowed: Path) -> Callable[[Path], str]:
+@pytest.mark.parametrize("engine", ["channel", "pyfuse3"])
+def test_mount_that_hangs_is_found_by_a_link(
+    cvfs: Command, server: FaultyServer, mnt: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its root is not asked for what it is, nor for long what is below it."""
+    cvfs.ok("mount", server.url, mnt, "--engine", engine, "--strict-freshness")  # the kernel believes nothing for long
+    link = mnt.with_name("link")
+    link.symlink_to(mnt)
+    with _stopped(cvfs.processes()):
+        with pytest.raises(subprocess.TimeoutExpired):
+            subprocess.run(["stat", mnt], timeout=1, check=False, capture_output=True)
+        assert cvfs.status(link)["state"] == "unknown"
+        assert "no answer from the process" in cvfs.refused("refresh", link)
+        with monkeypatch.context() as patch:
+            patch.setattr("cvfs.fuse.mountinfo._PATIENCE_S", 0.01)
+            assert find_place(link / "a" / "link") == mnt / "a" / "link"
+        cvfs.ok("umount", "--lazy", link)
+        assert not cvfs.mounts()
+    wait_until(lambda: not cvfs.leftovers())
+
+
+@contextlib.contextmanager
+def _stopped(pids: Iterable[int]) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _but(function: Callable[[Path], str], forbidden: Path) -> Callable[[Path], str]:
     def checked(path: Path) -> str:
-        assert path == allowed
+        assert path != forbidden
         return function(path)
 
     return checked

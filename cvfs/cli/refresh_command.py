@@ -8,7 +8,7 @@ from cvfs.cli import common
 
 
 @click.command("refresh", epilog="Example: cvfs refresh /cvfs/software.example.org")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=Path)
 def command(directory: Path) -> None:
     """Have the mount on DIRECTORY go on with the newest revision. Files that are open keep their content.
 
