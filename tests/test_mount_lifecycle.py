@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from cvfs.cache.directory import LAYOUT
 from cvfs.format.manifest import encode_manifest
+from cvfs.mount.control import Control
 from cvfs.mount.logs import RecentWarnings
 from cvfs.mount.overview import mount_at
 from cvfs.mount.place import find_place
@@ -674,6 +676,31 @@ def test_control_socket_of_another_mount_stays(tmp_path: Path) -> None:
         before = runtime.identity_of(tmp_path)
         assert runtime.listen_anew(tmp_path, lambda: True) is None
         assert runtime.identity_of(tmp_path) == before
+
+
+def test_control_socket_with_nobody_behind_it_is_made_anew(tmp_path: Path) -> None:
+    """The worker before was killed while it made it."""
+    runtime = Runtime(tmp_path / "run")
+    runtime.prepare()
+    path = runtime.socket_of(tmp_path)
+    made: list[socket.socket] = []
+
+    async def main() -> None:
+        control = Control(runtime, tmp_path, lambda: True, made.append)
+        with runtime.listen(tmp_path) as former:
+            path.unlink()
+            runtime.listen(tmp_path).close()
+            control.take(former.fileno())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(control.serve, {"status": lambda _: {"pid": os.getpid()}})
+            await control.look()
+            assert await trio.to_thread.run_sync(ask, path, "status") == {"pid": os.getpid()}
+            await control.look()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    (listener,) = made
+    listener.close()
 
 
 def test_mount_without_a_server_is_offline_and_recovers(cvfs: Command, server: FaultyServer, mnt: Path) -> None:

@@ -162,6 +162,12 @@ class Crew:
         there = [worker for worker in self.workers if worker is not but and worker.phase != "doomed"]
         return sum(link.send(worker.socket, message) for worker in there) > 0
 
+    def hand_over(self, message: link.Message, descriptors: dict[str, int], worker: WorkerProcess) -> None:
+        """To those that serve the slot of `worker` after it."""
+        for other in (*self.serving, *self.coming):
+            if other is not worker and other.slot == worker.slot:
+                link.send(other.socket, message, descriptors)
+
     def close(self) -> None:
         """Leave no process behind: they end by themselves once nothing connects them to this one."""
         processes: Sequence[Template | WorkerProcess] = (*self.workers, *self.templates)

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from cvfs.fuse import link
 from cvfs.fuse.crew import END_S, Crew
 from cvfs.fuse.held import Held
-from cvfs.fuse.link import Message
+from cvfs.fuse.link import LISTENER, Message
 from cvfs.fuse.processes import STOP_SIGNALS, Template, WorkerProcess, describe, is_killed
 from cvfs.fuse.supervision import USELESS, Life, Recovery, Vigil
 
@@ -188,6 +188,8 @@ class Supervisor:
 
     def _hold(self, worker: WorkerProcess, message: Message) -> None:
         self._held.add(message["descriptors"])
+        if LISTENER in message["descriptors"]:  # who takes the place of `worker` was begun with the one before
+            self._crew.hand_over({"type": "listen"}, {LISTENER: self._held.descriptors[LISTENER]}, worker)
 
     def _remember(self, worker: WorkerProcess, message: Message) -> None:
         self._held.state |= message["state"]

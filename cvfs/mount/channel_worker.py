@@ -174,10 +174,12 @@ class _Assembly:
             "counts": counts.take,
             "opened": lambda order: refreshers.adopt(order["label"]),
             "anew": partial(self._begin_anew, mounted, refreshers),
+            "listen": partial(self._take_listener, control),
         }
         answers: Answers = {"status": lambda _: counts.whole_status(), "reload": self._reload}
         answers = {**answers, **refresh_answer(request, refreshers)}
-        nursery.start_soon(control.serve, orders.descriptors[LISTENER], answers)
+        control.take(orders.descriptors[LISTENER])
+        nursery.start_soon(control.serve, answers)
         nursery.start_soon(refreshers.run)
         if request.settings.metrics:
             nursery.start_soon(export, request.settings.metrics, self._runtime)
@@ -201,6 +203,16 @@ class _Assembly:
             listener.close()
         else:
             os.close(before)
+
+    def _take_listener(self, control: Control, order: Message) -> None:
+        """Whose place this worker takes has made the control socket anew, after this one was begun with that before."""
+        orders, listener = self._orders, order["descriptors"][LISTENER]
+        os.close(orders.descriptors[LISTENER])
+        orders.descriptors[LISTENER] = listener
+        control.take(listener)
+        with contextlib.suppress(CvfsError):  # it has been removed again: the next look finds that
+            path, inode = self._runtime.identity_of(self._request.directory)
+            orders.state["unlink"] = {**orders.state["unlink"], str(path): inode}
 
     def _tell_others(self, message: Message) -> None:
         self._orders.say("relay", message=message)

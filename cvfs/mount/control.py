@@ -30,6 +30,7 @@ class Control:
     with its directory: at logout the system removes that of a user whose mounts go on.
 
     `is_mounted()`: that mount is still what is there. `made(listener)` gets one that was made anew, to keep or close.
+    Nothing is answered before there was one to `take`.
     """
 
     def __init__(
@@ -42,24 +43,39 @@ class Control:
         self._runtime, self._mount_point = runtime, mount_point
         self._is_mounted, self._made = is_mounted, made
         self._scope = trio.CancelScope()
-        self._listener: socket.socket | None = None
+        self._taken: socket.socket | None = None
+        """What is to be answered on as soon as the loop comes round."""
+        self._looking = trio.Lock()
+        self._has_looked = False
         self._complaint = ""
 
-    async def serve(self, listener: int, answers: Answers) -> None:
-        """Answer on `listener`, a descriptor that stays the caller's, and on those after it. Until cancelled."""
-        self._listener = socket.socket(fileno=os.dup(listener))
-        while True:
-            self._listener.setblocking(False)
+    def take(self, listener: int) -> None:
+        """Answer on `listener`, a descriptor that stays the caller's, from now on, and not on the one before."""
+        if self._taken is not None:
+            self._taken.close()
+        self._taken = socket.socket(fileno=os.dup(listener))
+        self._scope.cancel()
+
+    async def serve(self, answers: Answers) -> None:
+        """Answer on what was taken last. Until cancelled."""
+        while self._taken is not None:
+            listener, self._taken = self._taken, None
+            listener.setblocking(False)
             with trio.CancelScope() as self._scope:
-                await _serve(trio.SocketListener(trio.socket.from_stdlib_socket(self._listener)), answers)
+                await _serve(trio.SocketListener(trio.socket.from_stdlib_socket(listener)), answers)
 
     async def look(self) -> None:
         """See to it that there is a socket: for whoever is awake anyway, as this takes microseconds if there is.
 
+        The first time it is tried as well: it may be of a worker that was killed while it made it, with nobody behind.
         What stands in the way is logged. Cancelled: there is one or not.
         """
-        if self._listener is None or self._is_there():
+        if self._has_looked and self._is_there():
             return
+        async with self._looking:  # of two that are made the first may be heard of last
+            await self._look()
+
+    async def _look(self) -> None:
         work = partial(self._runtime.listen_anew, self._mount_point, self._is_mounted)
         try:
             listener = await trio.to_thread.run_sync(work)
@@ -68,11 +84,11 @@ class Control:
                 log.warning("the control socket of %s is gone: %s", self._mount_point, error)
             self._complaint = str(error)
             return
+        self._has_looked, self._complaint = True, ""
         if listener is not None:
             log.warning("the control socket of %s was removed, and is made anew", self._mount_point)
-            self._complaint, self._listener = "", listener.dup()
+            self.take(listener.fileno())
             self._made(listener)
-            self._scope.cancel()
 
     def _is_there(self) -> bool:
         return os.path.lexists(self._runtime.socket_of(self._mount_point))

@@ -129,7 +129,8 @@ async def _serve_mount(
         async with trio.open_nursery() as nursery:
             mount.refreshers = Refreshers(mounted, shown, invalidate, _announce, nursery, control.look)
             answers: Answers = {"status": lambda _: mount.status(), **refresh_answer(request, mount.refreshers)}
-            nursery.start_soon(control.serve, held.listener.fileno(), answers)
+            control.take(held.listener.fileno())
+            nursery.start_soon(control.serve, answers)
             nursery.start_soon(mount.refreshers.run)
             if request.settings.metrics:
                 nursery.start_soon(export, request.settings.metrics, runtime)

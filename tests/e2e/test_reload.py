@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cvfs.mount.runtime import Runtime, ask
 from tests.e2e.host import PYTHON, Host, Store, error_line, kill, run, wait_until
 from tests.e2e.supervised import SMALL, break_start, children, copy_code, fill, supervisor_of, workers
 from tests.servers import FaultyServer, hang
@@ -64,6 +65,29 @@ def test_reload_waits_for_a_worker_that_is_being_started(host: Host, filled: Sto
         assert reload.wait(30) == 0
     assert host.status(mount)["generation"] == 1
     host.umount(mount)
+
+
+def test_control_socket_that_is_made_anew_meanwhile_is_answered(
+    host: Host, filled: Store, code: Path, tmp_path: Path
+) -> None:
+    """By the new worker, which was begun with the one before."""
+    gate = tmp_path / "gate"
+    break_start(code, 0, f"\n        while os.path.exists({str(gate)!r}): os.sched_yield()")
+    mount = host.mount(filled.path, "--refresh", "1")
+    supervisor = supervisor_of(host, mount)
+    (former,) = workers(supervisor)
+    path = Runtime(Path(host.environment["CVFS_RUNTIME_DIR"])).socket_of(mount)
+    gate.touch()
+    ask(path, "reload")
+    wait_until(lambda: len(workers(supervisor)) == 2)
+    path.unlink()
+    wait_until(path.exists)
+    gate.unlink()
+    wait_until(lambda: former not in workers(supervisor))
+    status = ask(path, "status")
+    assert (status["generation"], status["worker_pid"]) == (1, *workers(supervisor))
+    host.umount(mount)
+    wait_until(lambda: not list(path.parent.iterdir()))
 
 
 def test_newer_code_may_say_more_than_the_supervisor_knows(host: Host, filled: Store, code: Path) -> None:
