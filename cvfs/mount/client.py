@@ -19,7 +19,7 @@ from cvfs.inodes import ROOT_INODE, Numbering
 from cvfs.mirrors import Mirrors, Network
 from cvfs.model import Manifest
 from cvfs.mount.freshness import expired
-from cvfs.mount.upkeep import explode_when_idle, give_back_when_idle, keep_pages_young, keep_within_limits
+from cvfs.mount.upkeep import give_back_when_idle, keep_within_limits, look_after
 from cvfs.repository import Repository
 from cvfs.revisions import Revisions
 from cvfs.transport import Transport, check_base_url, load_credentials
@@ -42,6 +42,13 @@ class Client(msgspec.Struct, frozen=True):
     cache: Cache
     transport: Transport
     mirrors: Mirrors
+    unasked: trio.CancelScope
+    """Of what it does without being asked."""
+
+    def close(self) -> None:
+        """What it does unasked ends. It may be read as before, by whoever still does: what is being brought, or put
+        into the cache, is so to its end."""
+        self.unasked.cancel()
 
 
 @asynccontextmanager
@@ -101,7 +108,7 @@ class Ground(msgspec.Struct, frozen=True):
         root_inode: int = ROOT_INODE,
         label: str = "",
     ) -> Client:
-        """As `open_repository`; until the ground is closed. Cancelled, or after an error: nothing is left behind.
+        """As `open_repository`; until it is closed, or the ground is. Cancelled, or after an error: nothing is left.
 
         Inode numbers are made of `label`, or without one of the name that the publisher gave the repository.
         """
@@ -113,9 +120,9 @@ class Ground(msgspec.Struct, frozen=True):
         heads = Heads(mirrors, url, directory, anchor, remembers=self.remembers)
         opener = _Opener(url, mirrors, heads, self, settings, root_inode, label)
         repository = await opener.open(revision) if manifest is None else await opener.open_at(manifest)
-        self.nursery.start_soon(keep_pages_young, repository.fetcher)
-        self.nursery.start_soon(explode_when_idle, repository.fetcher.exploder, self.exploding)
-        return Client(url, repository, heads, repository.fetcher, self.cache, transport, mirrors)
+        fetcher, unasked = repository.fetcher, trio.CancelScope()
+        self.nursery.start_soon(look_after, fetcher, self.exploding, unasked)
+        return Client(url, repository, heads, fetcher, self.cache, transport, mirrors, unasked)
 
     def network(self, settings: Settings) -> Network:
         """The network as `settings` want it used; what is learned of it is shared. Raises ConfigError."""

@@ -121,7 +121,9 @@ class Member:
         self._told, self._retry_at, self._failures = None, 0.0, 0
 
     def close(self) -> None:
-        """Have it opened anew for the next one who asks. What has been opened is not ended before the mount is."""
+        """Have it opened anew for the next one who asks. Whoever still reads what was open goes on."""
+        if self.opened is not None:
+            self.opened.client.close()
         self.opened = self.failure = None
         self.closed += 1
         self.forgive()

@@ -78,6 +78,7 @@ class Refresher:
 
     def end(self) -> Repository:
         """Nobody runs it any more: whoever waits is not to wait forever. What it has kept new."""
+        self._client.mirrors.network.listeners.remove(self._someone_answers_again)
         self.count += 1 + self._is_busy
         self._is_ended = True
         self._done.set()

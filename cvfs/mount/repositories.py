@@ -217,6 +217,7 @@ class Repositories:
         if member.label not in self._members:
             self._add(member)
             if member.label not in self._members:
+                opened.client.close()
                 raise CvfsError(f"{member.label} cannot be told from another repository")
         self.on_open(member, opened)
         return opened
@@ -229,5 +230,6 @@ class Repositories:
             opened = await self._opener(site, member.root_inode)
             if member.closed == closed:
                 return opened
+            opened.client.close()
             if self._shown.manifest(member.label) == opened.filesystem.repository.manifest:
                 self._shown.drop(member.label)

@@ -37,6 +37,14 @@ async def keep_within_limits(quota: Quota) -> None:
                 wait_s = _FIRST_S
 
 
+async def look_after(fetcher: Fetcher, exploding: trio.Lock, scope: trio.CancelScope) -> None:
+    """What is done for one repository, until `scope` is cancelled. The repositories of a process explode in turns."""
+    with scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_pages_young, fetcher)
+            nursery.start_soon(explode_when_idle, fetcher.exploder, exploding)
+
+
 async def keep_pages_young(fetcher: Fetcher) -> None:
     """Keep the pages in memory from being evicted, until cancelled: a mount that is used for days reads none anew."""
     while True:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -49,6 +50,7 @@ class Host:
     manifests: dict[str, Manifest] = field(default_factory=dict)
     failures: dict[str, CvfsError] = field(default_factory=dict)
     openings: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
     hanging: bool = False
 
     def publish(self, trees: Mapping[str, Tree]) -> None:
@@ -81,7 +83,8 @@ class Host:
                         raise self.failures[site.name]
                     fetcher = Fetcher(Mirrors(network, [site.url]), cache, Numbering(site.name), nursery)
                     repository = Repository(self.manifests[site.name], fetcher.numbering, fetcher, root_inode)
-                    return Opened(site, None, FileSystem(repository))  # type: ignore[arg-type]
+                    client: Any = SimpleNamespace(close=partial(self.closed.append, site.name))
+                    return Opened(site, client, FileSystem(repository))
 
                 repositories = Repositories(self, cache.index, shown or Shown(None), open_site, nursery)
                 await repositories.load()
@@ -355,6 +358,29 @@ def test_changed_configuration_is_seen(host: Host, monkeypatch: pytest.MonkeyPat
         with pytest.raises(PathError):
             forest.lookup_nowait(ROOT_INODE, b"a.example.org")
         assert forest.getattr_nowait(ROOT_INODE).entry.mtime_ns == 2
+
+    host.run(work)
+
+
+def test_what_was_removed_and_added_is_closed(host: Host) -> None:
+    """So is what was being opened meanwhile: it may have been the former one."""
+    host.publish({name: {b"f": name.encode()} for name in NAMES})
+
+    async def work(forest: Forest, repositories: Repositories) -> None:
+        await walk(forest)
+        assert not host.closed
+        for number, listed in enumerate((NAMES[1:], NAMES), 2):
+            host.listed, host.stamp = listed, number
+            await repositories.load()
+        assert host.closed == [NAMES[0]]
+        before = len(host.openings)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(walk, forest)
+            while len(host.openings) == before:
+                await trio.lowlevel.checkpoint()
+            repositories.forget(NAMES[0])
+        assert host.openings[before:] == [NAMES[0]] * 2
+        assert host.closed == [NAMES[0]] * 2
 
     host.run(work)
 
