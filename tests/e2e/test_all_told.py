@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import pytest
 
 from cvfs.mount.runtime import Runtime, ask
-from tests import kernel_caches
+from tests import kernel_caches, servers
 from tests.e2e.host import Host, error_line, wait_until
+from tests.servers import FaultyServer
 from tests.small_store import SmallStore
 
 GOOD, OTHER, DOWN, UNUSED = "a.example.org", "b.example.org", "down.example.org", "unused.example.org"
@@ -165,12 +165,13 @@ def changing(request: pytest.FixtureRequest, auto_host: Host, tmp_path: Path) ->
 
 
 def test_what_was_configured_wrongly_is_tried_anew(changing: Few) -> None:
-    store = changing.add(OTHER, b"two")
-    changing.configure(OTHER, "http://127.0.0.1:1")
-    changing.host.cvfs("refresh", changing.mount)
-    for _ in range(5):  # from then on it would be left alone for 15 s
-        wait_until(lambda: _has_failed(changing, OTHER))
-        time.sleep(0.5)
+    store, workers = changing.add(OTHER, b"two"), changing.host.status(changing.mount).get("workers", 1)
+    with FaultyServer(changing.top) as server:
+        server.misbehave(servers.status("404 Not Found"))
+        changing.configure(OTHER, server.url)
+        changing.host.cvfs("refresh", changing.mount)
+        # Each asks once whenever it tries, and after the second time it would leave it alone for 4 s.
+        wait_until(lambda: _has_failed(changing, OTHER) and len(server.seen) >= 2 * workers, 30)
     changing.configure(OTHER, store.path.as_uri(), store.root)
     changing.host.cvfs("refresh", changing.mount)
     assert changing.read(OTHER) == b"two"
