@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.command import Command
 from tests.mounts import OF_THIS_HOST, USUAL_MOUNT, mount_points
+from tests.servers import FaultyServer
+from tests.small_store import SmallStore, Tree
 
 # No deadline: the machine may be shared. HYPOTHESIS_PROFILE=thorough searches much longer than a commit should wait.
 _SLOW_IS_FINE = [HealthCheck.too_slow]
@@ -124,6 +126,35 @@ def _no_mount_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for mount_point in left:
         subprocess.run(["umount", "--lazy", mount_point], check=False)
     assert not left, f"left mounted: {left}"
+
+
+@pytest.fixture
+def published() -> list[Tree]:
+    """What `store` has, revision by revision. A module for which that matters has its own."""
+    return [{b"hello": b"hello\n"}]
+
+
+@pytest.fixture
+def store(tmp_path: Path, published: list[Tree]) -> SmallStore:
+    """A small store of the test's own; the command of `cvfs` finds its root."""
+    store = SmallStore(tmp_path / "store")
+    for tree in published:
+        store.publish(tree)
+    return store
+
+
+@pytest.fixture
+def server(store: SmallStore) -> Iterator[FaultyServer]:
+    """Serves `store`, and misbehaves when it is told to."""
+    with FaultyServer(store.path) as server:
+        yield server
+
+
+@pytest.fixture
+def mnt(tmp_path: Path) -> Path:
+    """An empty directory to mount on."""
+    (tmp_path / "mnt").mkdir()
+    return tmp_path / "mnt"
 
 
 @pytest.fixture

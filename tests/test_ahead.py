@@ -77,20 +77,6 @@ def test_supervisor_imports_little() -> None:
 needs_fuse = pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse")
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> SmallStore:
-    (tmp_path / "store").mkdir()
-    store = SmallStore(tmp_path / "store")
-    store.publish({b"hello": b"hello\n"})
-    return store
-
-
-@pytest.fixture
-def mnt(tmp_path: Path) -> Path:
-    (tmp_path / "mnt").mkdir()
-    return tmp_path / "mnt"
-
-
 @needs_fuse
 @pytest.mark.parametrize(
     ("guessed", "engine", "processes"), [("auto", "pyfuse3", 1), ("pyfuse3", "channel", 3)], ids=["alone", "supervised"]

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,17 +19,8 @@ TREE: Tree = {b"a/one": b"one", b"a/two": b"two" * 1000, b"b/three": b"three"}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SmallStore:
-    (tmp_path / "store").mkdir()
-    store = SmallStore(tmp_path / "store")
-    store.publish(TREE)
-    return store
-
-
-@pytest.fixture
-def server(store: SmallStore) -> Iterator[FaultyServer]:
-    with FaultyServer(store.path) as server:
-        yield server
+def published() -> list[Tree]:
+    return [TREE]
 
 
 def test_a_wipe_that_is_declined_removes_nothing(cvfs: Command, server: FaultyServer) -> None:

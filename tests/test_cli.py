@@ -32,12 +32,8 @@ COMMANDS = ("mount", "umount", "status", "ls", "cat", "cp")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SmallStore:
-    (tmp_path / "store").mkdir()
-    store = SmallStore(tmp_path / "store")
-    store.publish({b"old": b"old"})
-    store.publish(TREE)
-    return store
+def published() -> list[Tree]:
+    return [{b"old": b"old"}, TREE]
 
 
 def test_proxies_are_wanted_as_the_option_has_them(cvfs: Command, store: SmallStore) -> None:

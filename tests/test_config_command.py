@@ -14,14 +14,6 @@ NAME = "small.example.org"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SmallStore:
-    (tmp_path / "store").mkdir()
-    store = SmallStore(tmp_path / "store")
-    store.publish({b"hello": b"hello\n"})
-    return store
-
-
-@pytest.fixture
 def cvfs(tmp_path: Path) -> Iterator[Command]:
     command = Command(tmp_path)
     command.environment["CVFS_CONFIG"] = f"{tmp_path}/etc"

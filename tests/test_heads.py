@@ -2,7 +2,7 @@
 
 import logging
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from subprocess import PIPE
@@ -22,7 +22,7 @@ from cvfs.trust.state import FILE
 from cvfs.trust.values import root_id
 from tests import servers
 from tests.servers import FaultyServer
-from tests.small_store import SmallStore
+from tests.small_store import SmallStore, Tree
 
 T = TypeVar("T")
 
@@ -30,17 +30,8 @@ DEADLINE_S = 2.0
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SmallStore:
-    (tmp_path / "store").mkdir()
-    store = SmallStore(tmp_path / "store")
-    store.publish({b"one": b"1"})
-    return store
-
-
-@pytest.fixture
-def server(store: SmallStore) -> Iterator[FaultyServer]:
-    with FaultyServer(store.path) as server:
-        yield server
+def published() -> list[Tree]:
+    return [{b"one": b"1"}]
 
 
 @pytest.fixture

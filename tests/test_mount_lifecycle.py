@@ -31,7 +31,7 @@ from cvfs.mount.unmounting import _explain
 from tests import servers
 from tests.command import Command, wait_until
 from tests.servers import FaultyServer
-from tests.small_store import SmallStore
+from tests.small_store import SmallStore, Tree
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse")
 
@@ -40,24 +40,8 @@ SECONDS = 10.0
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SmallStore:
-    (tmp_path / "store").mkdir()
-    store = SmallStore(tmp_path / "store")
-    store.publish({b"old": b"old"})
-    store.publish({b"a/hello.txt": b"hello\n", b"big": bytes(100_000), b"link": "a/hello.txt"})
-    return store
-
-
-@pytest.fixture
-def server(store: SmallStore) -> Iterator[FaultyServer]:
-    with FaultyServer(store.path) as server:
-        yield server
-
-
-@pytest.fixture
-def mnt(tmp_path: Path) -> Path:
-    (tmp_path / "mnt").mkdir()
-    return tmp_path / "mnt"
+def published() -> list[Tree]:
+    return [{b"old": b"old"}, {b"a/hello.txt": b"hello\n", b"big": bytes(100_000), b"link": "a/hello.txt"}]
 
 
 def test_mount_can_be_used_at_once_and_ends_whole(cvfs: Command, server: FaultyServer, mnt: Path) -> None:

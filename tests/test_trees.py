@@ -3,7 +3,6 @@
 import json
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +28,8 @@ TREE: Tree = {
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SmallStore:
-    (tmp_path / "store").mkdir()
-    store = SmallStore(tmp_path / "store")
-    store.publish(TREE)
-    return store
-
-
-@pytest.fixture
-def server(store: SmallStore) -> Iterator[FaultyServer]:
-    with FaultyServer(store.path) as server:
-        yield server
+def published() -> list[Tree]:
+    return [TREE]
 
 
 def _json(output: bytes) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import os
 import random
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from cvfs.format.blob import blob_path, seal
 from tests import servers
 from tests.command import DEADLINE_S, Command, wait_until
 from tests.servers import Exchange, FaultyServer
-from tests.small_store import SmallStore
+from tests.small_store import Tree
 from tests.terminal import COLUMNS, on_terminal
 
 _CHANCE = random.Random(7)
@@ -31,12 +30,8 @@ COMMANDS = ("prefetch", "export")
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[FaultyServer]:
-    (tmp_path / "store").mkdir()
-    store = SmallStore(tmp_path / "store")
-    store.publish(FILES)
-    with FaultyServer(store.path) as server:
-        yield server
+def published() -> list[Tree]:
+    return [FILES]
 
 
 def _arguments(command: str, server: FaultyServer, out: Path) -> list[str | Path]:

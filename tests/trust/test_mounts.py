@@ -29,12 +29,6 @@ def store(tmp_path: Path) -> SmallStore:
 
 
 @pytest.fixture
-def mnt(tmp_path: Path) -> Path:
-    (tmp_path / "mnt").mkdir()
-    return tmp_path / "mnt"
-
-
-@pytest.fixture
 def cvfs(tmp_path: Path) -> Iterator[Command]:
     command = Command(tmp_path)
     yield command
