@@ -27,6 +27,10 @@ from cvfs.errors import CacheError, CacheFullError
 _GIVE_WAY_PART = 8
 """Of the cache, at most, that gives way to others on the disk each time that `maintain` is called."""
 
+_MOST_WRITES = 4
+"""Of one file. What others fill faster than that is theirs: the file is served uncached, and the cache is not emptied
+for it."""
+
 _RECOUNT_S = 86400.0
 _SAMPLED_SHARDS = 16
 _TOLERATED_BYTES = 64 << 20
@@ -68,16 +72,20 @@ class Reservation:
         """Bytes of the disk that are not filled yet."""
 
     def fill(self, size: int, write: Callable[[], None]) -> None:
-        """Call `write`, which stores a file of `size` bytes; once more, after evicting, if the disk turns out full.
+        """Call `write`, which stores a file of `size` bytes; again, after evicting, where the disk turns out full.
+
+        Others may be filling what was freed: so several times, as long as something could be evicted.
 
         Raises CacheError.
         """
         on_disk = self._disk.on_disk(size)
-        try:
-            write()
-        except CacheFullError:
-            self._evictor.evict_to_store(HASTE * on_disk)
-            write()
+        for writes in range(1, _MOST_WRITES + 1):
+            try:
+                write()
+                break
+            except CacheFullError:
+                if writes == _MOST_WRITES or not self._evictor.evict_to_store(HASTE * on_disk):
+                    raise
         self.left -= on_disk
 
 

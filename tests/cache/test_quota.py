@@ -1,5 +1,6 @@
 """The limit of the cache: what is stored, what goes for it, and what the ledger knows."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -585,6 +586,32 @@ def test_a_disk_that_turns_out_full_while_writing(tmp_path: Path) -> None:
         with pytest.raises(CacheFullError):
             store(cache, 200)
         assert known(cache) == used(cache) == 0
+        cache.close()
+
+
+@needs_root
+@pytest.mark.parametrize("times", [2, 1000])
+def test_others_fill_what_is_freed_of_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """It is tried again; but not until nothing of the cache is left."""
+    with small_disk(tmp_path / "disk", "3m") as disk:
+        cache = opened(disk, 1 << 40)
+        store(cache, *range(50))
+        evict, freed = cache.quota.evictor.evict_to_store, list[int]()
+
+        def evict_for_others(size: int) -> int:
+            freed.append(evict(size))
+            if len(freed) <= times:
+                fill(disk).rename(disk / f"filler{len(freed)}")
+            return freed[-1]
+
+        monkeypatch.setattr(cache.quota.evictor, "evict_to_store", evict_for_others)
+        with cache.quota.reserve([SIZE]) as reservation:
+            fill(disk).rename(disk / "filler0")
+            with contextlib.suppress(CacheFullError):
+                reservation.fill(SIZE, lambda: cache.objects.store(digest(content(100)), content(100)))
+        assert has(cache, 100) == (times == 2)
+        assert len(freed) == 3
+        assert known(cache) == used(cache) > 30 * SIZE
         cache.close()
 
 
