@@ -14,15 +14,16 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from cvfs.fuse import link
 from cvfs.fuse.crew import END_S, Crew
 from cvfs.fuse.held import Held
 from cvfs.fuse.link import LISTENER, Message
-from cvfs.fuse.processes import STOP_SIGNALS, Template, WorkerProcess, describe, is_killed
-from cvfs.fuse.supervision import USELESS, Life, Recovery, Vigil
+from cvfs.fuse.processes import STOP_SIGNALS, Template, WorkerProcess
+from cvfs.fuse.succession import Succession
+from cvfs.fuse.supervision import Vigil
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,8 @@ class Supervisor:
     def __init__(self, surroundings: Surroundings, template: Template, count: int, held: Held, vigil: Vigil) -> None:
         self._around, self._held, self._vigil = surroundings, held, vigil
         self._crew = Crew(surroundings.new_template, template, count, held)
-        self._recovery = Recovery(time.monotonic())
-        self._is_started = self._ending = self._wants_reload = False
-        self._generation = self._restarts = 0
-        self._problem = ""
+        self._succession = Succession(self._crew, held, self._fail, lambda: self._ending or self._status is not None)
+        self._ending = False
         self._end_at = 0.0
         self._status: int | None = None
 
@@ -62,7 +61,7 @@ class Supervisor:
         signal.set_wakeup_fd(writer)
         for number in (*STOP_SIGNALS, signal.SIGCHLD):
             signal.signal(number, lambda number, frame: None)
-        self._start([0])
+        self._succession.start([0])
         self._reap()  # a template may have died before anybody listened
         while self._status is None:
             self._wait(reader)
@@ -85,7 +84,7 @@ class Supervisor:
         for number in senders:
             poll.register(number, select.POLLIN)
         device = self._held.device
-        if device is not None and (self._recovery.is_hopeless or self._vigil.is_resting):
+        if device is not None and (self._succession.is_hopeless or self._vigil.is_resting):
             poll.register(device, select.POLLIN)
         for number, _ in poll.poll(self._patience_ms()):
             if number == signals:
@@ -97,21 +96,12 @@ class Supervisor:
 
     def _patience_ms(self) -> float | None:
         """Until the next deadline of any kind; None while there is none."""
-        due = [*self._crew.deadlines()]
-        if self._missing():
-            due.append(self._recovery.retry_at)
-        if self._is_started:
-            silent_since = [worker.silent_since for worker in self._crew.serving]
-            due += filter(None, (self._recovery.hopeless_at, self._vigil.due_at(silent_since)))
+        due = [*self._succession.due_at()]
+        if self._succession.is_started:
+            due += filter(None, [self._vigil.due_at([worker.silent_since for worker in self._crew.serving])])
         if self._end_at:
             due.append(self._end_at)
         return max(0.0, min(due) - time.monotonic()) * 1000 + 1 if due else None
-
-    def _missing(self) -> list[int]:
-        """The slots that want a worker. The first worker mounts, and makes the channels of the others."""
-        if self._ending or self._status is not None:
-            return []
-        return self._crew.missing(self._crew.count if self._is_started and self._held.device is not None else 1)
 
     def _take_signals(self, numbers: bytes) -> None:
         wishes = [number for number in STOP_SIGNALS if number in numbers]
@@ -128,7 +118,7 @@ class Supervisor:
         try:
             while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
                 for template in [one for one in self._crew.templates if one.pid == pid]:
-                    self._lose_template(template)
+                    self._succession.lose_template(template)
         except ChildProcessError:
             return
 
@@ -142,7 +132,7 @@ class Supervisor:
         elif message is None:
             sender.closed = True
             if sender.template.gone:
-                self._lose(sender, None)
+                self._succession.lose(sender, None)
         else:
             sender.silent_since = None
             handler = _HANDLERS.get(message["type"])
@@ -163,17 +153,17 @@ class Supervisor:
         if message["type"] == "ended":
             for worker in [one for one in workers if one.pid == message["pid"]]:
                 self._hear_out(worker)
-                self._lose(worker, message["status"])
+                self._succession.lose(worker, message["status"])
             return
         begun = next(worker for worker in workers if not worker.pid)  # in the order in which they were asked for
         if message["type"] == "forked":
             begun.pid = message["pid"]
         else:
-            self._lose(begun, None)
+            self._succession.lose(begun, None)
 
     def _take_request(self) -> None:
         """Something is asked of the mount that nobody can answer, or that nobody watched for."""
-        if not self._recovery.is_hopeless:
+        if not self._succession.is_hopeless:
             self._watch()
         elif not self._held.refuse_request():
             self._status = 0
@@ -195,28 +185,21 @@ class Supervisor:
         self._held.state |= message["state"]
 
     def _ready(self, worker: WorkerProcess, message: Message) -> None:
-        was_reloading = self._crew.is_reloading
-        begun = self._crew.admit(worker)
-        if not begun:
-            return
-        self._generation += was_reloading
-        self._recovery.record_served()
-        self._watch()
-        for one in begun:
-            link.send(one.socket, self._news("go"))
+        if self._succession.admit(worker):
+            self._watch()
 
     def _answered(self, worker: WorkerProcess, message: Message) -> None:
         worker.has_answered = True
 
     def _first_start(self, worker: WorkerProcess, message: Message) -> None:
-        if not self._is_started:
-            self._is_started = True
+        if not self._succession.is_started:
+            self._succession.is_started = True
             for template in self._crew.templates:
                 link.send(template.socket, {"type": "started"})
             self._around.started(message)
 
     def _failure(self, worker: WorkerProcess, message: Message) -> None:
-        if self._is_started:
+        if self._succession.is_started:
             log.error("a worker cannot start: %s", message["error"])
         else:
             self._fail(message["error"])
@@ -241,134 +224,24 @@ class Supervisor:
         self._status = 0
 
     def _reload(self, worker: WorkerProcess, message: Message) -> None:
-        """Start workers with a new template beside those that serve, as soon as nobody else is being started."""
-        self._wants_reload, self._problem = True, ""
-        if self._crew.coming:
-            log.info("the reload waits for workers that are being started")
-
-    def _news(self, kind: str) -> Message:
-        """What workers say in the status of the mount, and do not know themselves."""
-        return {"type": kind, "generation": self._generation, "restarts": self._restarts, "problem": self._problem}
-
-    def _tell_news(self) -> None:
-        for worker in self._crew.serving:
-            link.send(worker.socket, self._news("news"))
-
-    def _fail_reload(self, problem: str) -> None:
-        """All goes on as it was."""
-        log.error("cannot reload: %s", problem)
-        self._problem = problem
-        self._tell_news()
-
-    # Losses
-
-    def _lose(self, worker: WorkerProcess, status: int | None) -> None:
-        """A worker has ended. `status` is that of wait(2); None: nobody knows."""
-        if worker not in self._crew.workers:
-            return
-        phase = worker.phase
-        # Nobody knows how those ended whose template is gone; without a pid they never began, for the template failed.
-        was_killed = bool(worker.pid) if status is None else is_killed(status)
-        life = worker.life(time.monotonic(), was_killed=was_killed)
-        self._crew.remove(worker, may_live=status is None)
-        if self._status is not None or self._ending:
-            return
-        if not self._is_started:
-            self._fail("the process that should serve the mount died; see the log")
-            return
-        if worker.owes and not (phase == "ending" and status == 0):
-            self._save_requests(worker)
-        if phase not in ("ending", "doomed"):
-            self._record_loss(worker, phase, describe(status), life)
-        if self._crew.is_down:
-            self._recovery.record_down(time.monotonic())
-
-    def _save_requests(self, worker: WorkerProcess) -> None:
-        """What a worker had read and not answered: another answers it, or its callers get an error."""
-        if self._held.device is not None and not self._held.resend():
-            log.warning("this kernel cannot repeat what worker %d was asked: mounting anew", worker.pid)
-            self._crew.dismiss()
-            self._held.let_mount_go()
-
-    def _give_up(self, worker: WorkerProcess) -> None:
-        """Kill a worker that does not do what it is there for. It is as good as lost, whenever it may come to its end:
-        one that hangs in its disk outlives SIGKILL."""
-        phase = worker.phase
-        worker.kill()
-        if worker.owes:  # it may not end before another has answered: the kernel can hold it for who waits for it
-            self._save_requests(worker)
-        if phase != "ending" and self._is_started:
-            self._record_loss(worker, phase, "it was given up", USELESS)
-        if self._crew.is_down:
-            self._recovery.record_down(time.monotonic())
-
-    def _record_loss(self, worker: WorkerProcess, phase: str, how: str, life: Life) -> None:
-        """A worker was lost that nobody had told to end: decide when the next is started."""
-        self._restarts += 1
-        log.warning("worker %d died (%s) while %s", worker.pid, how, phase)
-        if self._crew.is_reloading and phase != "serving":
-            self._crew.call_off()
-            self._fail_reload(f"the new worker did not start ({how}); see the log")
-        self._back_off(life)
-        self._tell_news()
-
-    def _back_off(self, life: Life) -> None:
-        now, was_hopeless = time.monotonic(), self._recovery.is_hopeless
-        self._recovery.record_loss(now, life, is_down=self._crew.is_down)
-        if self._recovery.is_hopeless and not was_hopeless:
-            _tell_hopeless()
-
-    def _lose_template(self, template: Template) -> None:
-        lost = self._crew.remove_template(template)
-        if not self._is_started and self._status is None:
-            self._fail("the process that should start the workers died; see the log")
-        for worker in lost:
-            self._lose(worker, None)
+        self._succession.reload()
 
     # Time
 
     def _tend(self, now: float) -> None:
         """Do what is due."""
-        for worker in self._crew.late(now):
-            log.warning("worker %d takes too long over %s", worker.pid, worker.phase)
-            self._give_up(worker)
-        if now >= self._recovery.retry_at:
-            self._start(self._missing())
-        if self._is_started:
-            if self._wants_reload and not self._crew.coming and not self._ending:
-                self._start_anew()
-            if self._crew.is_down and self._recovery.look(now):
-                _tell_hopeless()
+        self._succession.tend(now)
+        if self._succession.is_started:
             self._look_after(now)
         if self._end_at and now >= self._end_at:
             self._status = 0
-
-    def _start(self, slots: Sequence[int]) -> None:
-        """Have workers for these slots, or try again later."""
-        try:
-            for slot in slots:
-                self._crew.start(slot)
-        except OSError as error:
-            log.error("cannot start a worker: %s", error)  # noqa: TRY400
-            if self._is_started:
-                self._back_off(USELESS)
-            else:
-                self._fail(f"cannot start the process that should serve the mount: {error}")
-
-    def _start_anew(self) -> None:
-        self._wants_reload = False
-        log.info("reloading")
-        try:
-            self._crew.start_anew()
-        except OSError as error:
-            self._fail_reload(f"no new worker can be started: {error}")
 
     def _look_after(self, now: float) -> None:
         """Ask the workers whether they are alive, replace those that are not, and tell of those that are."""
         for worker in self._crew.serving:
             if self._vigil.is_hung(worker.silent_since, now):
                 log.error("worker %d does not answer", worker.pid)
-                self._give_up(worker)
+                self._succession.give_up(worker)
         serving, ticks = self._crew.serving, self._vigil.take_tick(now)
         if ticks and serving and all(worker.silent_since is None for worker in serving):
             self._around.alive()
@@ -386,14 +259,10 @@ class Supervisor:
         """Take the mount away, and wait some time for those who use it."""
         self._ending = True
         self._end_at = time.monotonic() + END_S
-        if not self._is_started:
+        if not self._succession.is_started:
             self._status = 1
         elif not self._crew.send({"type": "unmount"}):
             self._status = 0
-
-
-def _tell_hopeless() -> None:
-    log.error("no worker can be kept alive: the mount answers EIO until one can")
 
 
 _HANDLERS: Final[dict[str, Callable[[Supervisor, WorkerProcess, Message], None]]] = {
