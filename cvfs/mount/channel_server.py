@@ -35,7 +35,7 @@ def serve(text: str, caller: Caller, template: Template) -> int:
     """
     request = json.loads(text)
     setup_logging(request["settings"]["log_format"])
-    unmount = [*_python(), "-m", "cvfs.fuse.mounting"]
+    unmount = [*_python(), "-m", "cvfs.fuse.removal"]
 
     def started(message: Message) -> None:
         caller.report(message["warnings"])

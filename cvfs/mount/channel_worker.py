@@ -18,8 +18,8 @@ from cvfs.fuse.cpus import keep_to_share
 from cvfs.fuse.kernel import open_device
 from cvfs.fuse.link import LISTENER, Message
 from cvfs.fuse.mountinfo import is_mounted
-from cvfs.fuse.mounting import is_to_be_made_anew, take_away
 from cvfs.fuse.orders import Orders
+from cvfs.fuse.removal import is_to_be_made_anew, take_away
 from cvfs.fuse.worker import Worker
 from cvfs.mount import counting
 from cvfs.mount.client import Ground, open_ground, single

@@ -1,33 +1,17 @@
-"""A mount of the channel is made, and taken away: what a worker does to the kernel, or at the end the supervisor."""
+"""A mount of the channel is taken away: by a worker, or at the end by the supervisor.
+
+That runs `python -m cvfs.fuse.removal POINT DEVICE [if-dead]`. It may have older code than this: the name and the
+arguments have to stay.
+"""
 
 import contextlib
-import logging
 import os
 import sys
 from pathlib import Path
-from typing import Final
 
 from cvfs.errors import MountError
 from cvfs.fuse import kernel
 from cvfs.fuse.mountinfo import find_mount_of, is_mounted
-from cvfs.fuse.options import MountOptions
-from cvfs.fuse.protocol.negotiation import FLEETING_FLAGS, Wishes
-
-log = logging.getLogger(__name__)
-
-READ_AHEAD_KIB: Final = 1024
-"""With 2 or 4 MiB large files come out of the local cache no faster, and a program that maps libraries fetches a tenth
-more when it starts for the first time (55 instead of 50 MB for scipy)."""
-
-
-def wishes_of(options: MountOptions) -> Wishes:
-    return Wishes(FLEETING_FLAGS) if options.is_fleeting else Wishes()
-
-
-def raise_read_ahead(directory: Path) -> None:
-    """Where it is permitted: 1 MiB a READ instead of 128 KiB. Only after INIT was answered."""
-    if not kernel.set_read_ahead(directory, READ_AHEAD_KIB):
-        log.info("the read-ahead of %s cannot be raised: large files are read in smaller requests", directory)
 
 
 def take_away(point: str, device: str, *, at_once: bool = False, if_dead: bool = False) -> None:
