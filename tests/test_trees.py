@@ -56,9 +56,12 @@ def test_prefetch_fetches_what_is_lacking_alone(cvfs: Command, server: FaultySer
 
 def test_prefetch_of_paths_below_a_mount(cvfs: Command, server: FaultyServer, tmp_path: Path) -> None:
     (tmp_path / "mnt").mkdir()
+    (tmp_path / "link").symlink_to("mnt")
     cvfs.ok("mount", server.url, tmp_path / "mnt")
-    report = _json(cvfs.ok("prefetch", tmp_path / "mnt/a", tmp_path / "mnt/empty", "--json"))
-    assert report["files"] == 3
+    for mount in (tmp_path / "mnt", tmp_path / "link"):
+        report = _json(cvfs.ok("prefetch", mount / "a", mount / "empty", "--json"))
+        assert report["files"] == 3
+    assert b"ok       repository: revision 1 of small.example.org" in cvfs("doctor", tmp_path / "link").stdout
     assert "not below" in cvfs.refused("prefetch", tmp_path / "mnt/a", "/etc")
     cvfs.ok("umount", tmp_path / "mnt")
 

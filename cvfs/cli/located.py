@@ -9,13 +9,15 @@ from cvfs.errors import MountError
 
 def find_repository(url: str, paths: Sequence[str]) -> tuple[str, Sequence[str]]:
     """The repository, and paths in it; of paths below a mount they are found out without asking what is mounted."""
-    from cvfs.fuse.mountinfo import parse_mounts
+    from cvfs.fuse.mountinfo import parse_mounts, resolve
     from cvfs.mount.point import is_ours
 
     if "://" in url or common.configuration().has(url):
         return url, paths
     mounts = [each for each in parse_mounts(Path("/proc/self/mountinfo").read_bytes()) if is_ours(each)]
     absolute = [Path(path).absolute() for path in (url, *paths)]
+    if mounts and not any(absolute[0].is_relative_to(mount.directory) for mount in mounts):
+        absolute = [resolve(path) for path in absolute]  # links of the host, that is: those in a repository are its own
     holders = {mount for mount in mounts if absolute[0].is_relative_to(mount.directory)}
     if not holders:
         return url, paths
