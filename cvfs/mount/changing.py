@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cvfs.errors import MountError
-from cvfs.fuse.mountinfo import find_mount
+from cvfs.fuse.mountinfo import MountInfo, find_mount, is_mounted
 from cvfs.mount.point import is_ours
 from cvfs.mount.runtime import Runtime, ask
 
@@ -22,13 +22,14 @@ def reload_mount(directory: Path, runtime: Runtime) -> dict[str, Any]:
 
     Raises MountError: that code does not start; what served the mount goes on.
     """
-    path = _socket(directory, runtime)
+    mounted = _mount_on(directory)
+    path = runtime.socket_of(mounted.directory)
     engine = ask(path, "status")["engine"]
     if engine != "channel":
         what = f"the engine {engine} is one process; unmount it and mount it again"
         raise MountError(f"cannot reload {directory}: {what}")
     generation = ask(path, "reload")["generation"]
-    return _wait(path, lambda status: status["generation"] > generation, "reload_problem")
+    return _wait(path, mounted, lambda status: status["generation"] > generation, "reload_problem")
 
 
 def refresh_mount(directory: Path, runtime: Runtime) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def refresh_mount(directory: Path, runtime: Runtime) -> dict[str, Any]:
         raise MountError(f"{directory} is pinned to {about['pinned_to']}: to see another revision, mount that")
     asked = _Asked(path, label)
     asked.ask()
-    status = _of(_wait(path, asked.is_done, None), label)
+    status = _of(_wait(path, mounted, asked.is_done, None), label)
     if status["refresh_problem"]:
         raise MountError(f"cannot refresh {directory}: {status['refresh_problem']}")
     return status
@@ -90,15 +91,18 @@ def _of(status: dict[str, Any], label: str | None) -> dict[str, Any]:
     return about[0] if about else {"refreshes": -1}
 
 
-def _socket(directory: Path, runtime: Runtime) -> Path:
+def _mount_on(directory: Path) -> MountInfo:
     mounted = find_mount(directory)
     if mounted is None or not is_ours(mounted):
         raise MountError(f"no repository is mounted on {directory}")
-    return runtime.socket_of(mounted.directory)
+    return mounted
 
 
-def _wait(path: Path, done: Callable[[dict[str, Any]], bool], problem: str | None) -> dict[str, Any]:
-    """The first status for which `done` holds. A worker that is being replaced may leave a question unanswered."""
+def _wait(
+    path: Path, mounted: MountInfo, done: Callable[[dict[str, Any]], bool], problem: str | None
+) -> dict[str, Any]:
+    """The first status for which `done` holds. A worker that is being replaced may leave a question unanswered, and a
+    socket that was removed is made anew."""
     deadline = time.monotonic() + _DEADLINE_S
     while time.monotonic() < deadline:
         status: dict[str, Any] = {}
@@ -108,7 +112,7 @@ def _wait(path: Path, done: Callable[[dict[str, Any]], bool], problem: str | Non
                 return status
         if problem and status.get(problem):
             raise MountError(f"cannot reload: {status[problem]}")
-        if not status and not path.exists():
+        if not status and not path.exists() and not is_mounted(mounted.directory, mounted.device):
             raise MountError("the mount has ended meanwhile")
         time.sleep(_POLL_S)
     raise MountError(f"nothing has changed within {_DEADLINE_S:g} s; see the log of the mount")

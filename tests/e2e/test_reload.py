@@ -78,11 +78,12 @@ def test_control_socket_that_is_made_anew_meanwhile_is_answered(
     (former,) = workers(supervisor)
     path = Runtime(Path(host.environment["CVFS_RUNTIME_DIR"])).socket_of(mount)
     gate.touch()
-    ask(path, "reload")
-    wait_until(lambda: len(workers(supervisor)) == 2)
-    path.unlink()
-    wait_until(path.exists)
-    gate.unlink()
+    with subprocess.Popen([*PYTHON, "-m", "cvfs", "reload", mount], env=host.environment) as reload:
+        wait_until(lambda: len(workers(supervisor)) == 2)
+        path.unlink()
+        wait_until(path.exists)
+        gate.unlink()
+        assert reload.wait(30) == 0
     wait_until(lambda: former not in workers(supervisor))
     status = ask(path, "status")
     assert (status["generation"], status["worker_pid"]) == (1, *workers(supervisor))
