@@ -63,14 +63,16 @@ class Offer(msgspec.Struct, frozen=True, gc=False):
 class Wishes(msgspec.Struct, frozen=True, gc=False):
     """What we ask for in INIT; the kernel lowers what is above its limits.
 
-    `max_background` is the number of read-ahead requests at once (the kernel's own default is 12), of which
-    `congestion_threshold` make the device look busy to read-ahead. `max_pages` of 4096 bytes is the size of one READ.
+    `max_background` is the number of READs at once, for those who wait for one as well as ahead of them: behind so many
+    that wait for a dead server, all others wait too, also for what is cached. So there are far more than the kernel's
+    own 12; and fewer than the tasks of a channel. What is read ahead of anybody is bounded by `congestion_threshold`.
+    `max_pages` of 4096 bytes is the size of one READ.
     `request_timeout_s` goes with REQUEST_TIMEOUT: 0 is none.
     """
 
     flags: InitFlag = READ_ONLY_FLAGS
     max_readahead_bytes: int = 1 << 20
-    max_background: int = 64
+    max_background: int = 512
     congestion_threshold: int = 48
     max_pages: int = 256
     request_timeout_s: int = 0
