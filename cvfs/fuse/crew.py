@@ -108,6 +108,7 @@ class Crew:
         for one in ready:
             one.begin()
         self._former, self.is_reloading = None, False
+        self._retire_templates()
         return ready
 
     def remove(self, worker: WorkerProcess, *, may_live: bool) -> None:

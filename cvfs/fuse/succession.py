@@ -27,7 +27,7 @@ class Succession:
     def __init__(self, crew: Crew, held: Held, fail: Callable[[str], None], is_over: Callable[[], bool]) -> None:
         self._crew, self._held, self._fail, self._is_over = crew, held, fail, is_over
         self._recovery = Recovery(time.monotonic())
-        self.is_started = self._wants_reload = False
+        self.is_started = self._wants_reload = self._is_reload_asked = self._is_new_code_due = False
         self._generation = self._restarts = 0
         self._problem = ""
 
@@ -50,10 +50,10 @@ class Succession:
             log.warning("worker %d takes too long over %s", worker.pid, worker.phase)
             self.give_up(worker)
         if now >= self._recovery.retry_at:
-            self.start(self._missing())
+            self._start_missing()
         if self.is_started:
             if self._wants_reload and not self._crew.coming and not self._is_over():
-                self._start_anew()
+                self._start_anew(is_asked=True)
             if self._crew.is_down and self._recovery.look(now):
                 _tell_hopeless()
 
@@ -64,6 +64,17 @@ class Succession:
         return self._crew.missing(self._crew.count if self.is_started and self._held.device is not None else 1)
 
     # Beginnings
+
+    def _start_missing(self) -> None:
+        """If one was useless after the other, every other time with the code that is installed by then: nobody may be
+        there who could be asked for a reload."""
+        slots = self._missing()
+        if slots:
+            self._is_new_code_due = self._recovery.is_stuck and not self._is_new_code_due
+            if self._is_new_code_due and not self._crew.coming:
+                self._start_anew(is_asked=False)
+            else:
+                self.start(slots)
 
     def start(self, slots: Sequence[int]) -> None:
         """Have workers for these slots, or try again later."""
@@ -97,8 +108,8 @@ class Succession:
         if self._crew.coming:
             log.info("the reload waits for workers that are being started")
 
-    def _start_anew(self) -> None:
-        self._wants_reload = False
+    def _start_anew(self, *, is_asked: bool) -> None:
+        self._is_reload_asked, self._wants_reload = is_asked or self._wants_reload, False
         log.info("reloading")
         try:
             self._crew.start_anew()
@@ -108,7 +119,8 @@ class Succession:
     def _fail_reload(self, problem: str) -> None:
         """All goes on as it was."""
         log.error("cannot reload: %s", problem)
-        self._problem = problem
+        if self._is_reload_asked:
+            self._problem = problem
         self._tell_news()
 
     def _news(self, kind: str) -> Message:

@@ -10,7 +10,7 @@ SHORT_LIFE_S: Final = 1.0
 BACKOFF_S: Final = (0.1, 30.0)
 """How long is waited after the first useless worker, and at most: each time twice as long."""
 FAILURES: Final = 3
-"""Useless workers one after the other before callers get EIO."""
+"""Useless workers one after the other before callers get EIO, and other code is tried."""
 VICTIMS: Final = 20
 """Workers that were killed, one after the other, before any of them could answer anything: as many are bad luck. The
 next is taken for the victim of what it is asked, as where one request needs more memory than there is. A guess: it is
@@ -60,7 +60,7 @@ class Recovery:
         first_s, longest_s = BACKOFF_S
         self.retry_at = now + min(first_s * 2.0 ** min(self._failures, 20), longest_s)
         self._failures += 1
-        if is_down and self._failures >= FAILURES:
+        if is_down and self.is_stuck:
             self.is_hopeless = True
 
     def _was_useful(self, life: Life) -> bool:
@@ -69,6 +69,11 @@ class Recovery:
         if is_victim:
             return self._victims <= VICTIMS
         return life.was_killed or life.served_s >= SHORT_LIFE_S
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether workers were useless one after the other: it may be their code."""
+        return self._failures >= FAILURES
 
     @property
     def hopeless_at(self) -> float | None:

@@ -331,6 +331,29 @@ def test_no_worker_can_start(host: Host, filled: Store, code: Path) -> None:
     host.umount(mount)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_code_that_starts_no_worker_is_replaced_once_it_is_mended(
+    host: Host, filled: Store, code: Path, count: int
+) -> None:
+    """It can be imported: the process that has done so would fork such workers for ever. No worker of the first slot,
+    which would have to be asked for a reload."""
+    mount = host.mount(filled.path, "--workers", str(count))
+    supervisor = supervisor_of(host, mount)
+    worker = code / "cvfs/mount/channel_worker.py"
+    whole = worker.read_text()
+    break_start(code, 0)
+    for pid in [*children(supervisor), *workers(supervisor)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: host.log().count("RuntimeError: broken") >= 3, timeout_s=20)
+    worker.write_text(whole)
+    wait_until(lambda: len(workers(supervisor)) == count and host.status(mount)["state"] == "ok", 80)
+    wait_until(lambda: len(children(supervisor)) == 1)
+    assert (mount / "d1/f1").read_bytes() == SMALL["d1/f1"]
+    assert host.status(mount)["reload_problem"] == ""
+    host.umount(mount)
+
+
 def test_storm_of_kills_before_a_bad_cache(host: Host, filled: Store) -> None:
     """Workers that are killed, whose successors find a cache that is not theirs: an error, never nothing; it heals."""
     mount = host.mount(filled.path)
