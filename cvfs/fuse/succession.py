@@ -94,7 +94,8 @@ class Succession:
         begun = self._crew.admit(worker)
         if not begun:
             return False
-        self._generation += was_reloading
+        if was_reloading:
+            self._generation, self._problem = self._generation + 1, ""
         self._recovery.record_served()
         for one in begun:
             link.send(one.socket, self._news("go"))

@@ -342,15 +342,16 @@ def test_code_that_starts_no_worker_is_replaced_once_it_is_mended(
     worker = code / "cvfs/mount/channel_worker.py"
     whole = worker.read_text()
     break_start(code, 0)
+    assert host.cvfs("reload", mount, check=False).returncode == 1
     for pid in [*children(supervisor), *workers(supervisor)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: host.log().count("RuntimeError: broken") >= 3, timeout_s=20)
+    wait_until(lambda: host.log().count("RuntimeError: broken") >= 4, timeout_s=20)
     worker.write_text(whole)
     wait_until(lambda: len(workers(supervisor)) == count and host.status(mount)["state"] == "ok", 80)
     wait_until(lambda: len(children(supervisor)) == 1)
     assert (mount / "d1/f1").read_bytes() == SMALL["d1/f1"]
-    assert host.status(mount)["reload_problem"] == ""
+    assert host.status(mount)["reload_problem"] == ""  # the new code is there now
     host.umount(mount)
 
 
