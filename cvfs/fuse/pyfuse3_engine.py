@@ -15,6 +15,7 @@ from cvfs.filesystem import BLOCK_BYTES, Node, View
 from cvfs.fuse.errno_table import refusal
 from cvfs.fuse.invalidate import Changes
 from cvfs.fuse.options import FOREVER_S, MountOptions, escaped
+from cvfs.fuse.protocol.negotiation import MAX_BACKGROUND
 from cvfs.fuse.pyfuse3_reading import Trio
 from cvfs.missing import Missing
 
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 _MAX_TASKS = 4096
 """Requests under way at once. Those that wait for the network must not keep those that need not from being taken."""
+
+_MAX_BACKGROUND = "/sys/fs/fuse/connections/{}/max_background"
+"""Of the connection with this number; pyfuse3 has no option for it."""
 
 
 async def serve(
@@ -73,8 +77,14 @@ def fuse_options(options: MountOptions) -> Sequence[str]:
 
 async def _announce(directory: Path, started: Callable[[], None]) -> None:
     """The first stat comes back when the kernel has its answer to INIT."""
-    await trio.to_thread.run_sync(os.stat, directory, abandon_on_cancel=True)
+    await trio.to_thread.run_sync(_set_up, directory, abandon_on_cancel=True)
     started()
+
+
+def _set_up(directory: Path) -> None:
+    number = os.minor(directory.stat().st_dev)
+    with contextlib.suppress(OSError):  # it takes root, and /sys/fs/fuse/connections mounted
+        Path(_MAX_BACKGROUND.format(number)).write_text(str(MAX_BACKGROUND), encoding="ascii")
 
 
 def _answered(

@@ -81,37 +81,6 @@ def test_interrupted_reader_of_a_server_that_hangs_returns_at_once(host: Host, f
         host.umount(mount, "--lazy")
 
 
-WAITING = """
-import os, sys, threading
-large = os.open(sys.argv[1], os.O_RDONLY)
-os.posix_fadvise(large, 0, 0, os.POSIX_FADV_RANDOM)
-for number in range(200):
-    threading.Thread(target=os.pread, args=(large, 1, number * os.sysconf("SC_PAGE_SIZE"))).start()
-"""
-
-
-def test_readers_who_wait_for_a_server_that_hangs_are_in_nobodys_way(host: Host, store: Store, tree: Path) -> None:
-    """Each of them waits for a page of its own."""
-    (tree / "d").mkdir()
-    cached = os.urandom(300_000)  # fewer are read past the others
-    (tree / "d/0").write_bytes(b"small")
-    (tree / "d/1").write_bytes(cached)
-    (tree / "large").write_bytes(os.urandom(5 << 20))
-    store.publish(tree)
-    with FaultyServer(store.path) as server:
-        mount = host.mount(server.url)
-        read(mount / "d/0")  # the other is in the same pack
-        server.misbehave(hang)
-        waiting = subprocess.Popen([sys.executable, "-c", WAITING, mount / "large"])
-        try:
-            wait_until(lambda: host.status(mount)["requests"]["READ"] > 64)
-            assert run("cat", mount / "d/1", timeout_s=5).stdout == cached
-        finally:
-            waiting.kill()
-            waiting.wait(10)
-        host.umount(mount, "--lazy")
-
-
 SIGNALLED = """
 import ctypes, os, signal, sys
 libc = ctypes.CDLL(None, use_errno=True)

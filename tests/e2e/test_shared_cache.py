@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -135,6 +136,54 @@ def test_a_server_that_hangs(auto_host: Host, published: Store) -> None:
         server.recover()
         assert eventually((mount / "large").read_bytes) == FILES["large"]
         auto_host.umount(mount)
+
+
+@pytest.fixture
+def connections() -> Iterator[Path]:
+    """What the kernel says of each FUSE connection: systemd mounts it, and where nobody has, the test does."""
+    path = Path("/sys/fs/fuse/connections")
+    has_mounted = not path.is_mount()
+    if has_mounted:
+        run("mount", "-t", "fusectl", "fusectl", path)
+    yield path
+    if has_mounted:
+        run("umount", path)
+
+
+WAITING = """
+import os, sys, threading
+large = os.open(sys.argv[1], os.O_RDONLY)
+os.posix_fadvise(large, 0, 0, os.POSIX_FADV_RANDOM)
+for number in range(200):
+    threading.Thread(target=os.pread, args=(large, 1, number * os.sysconf("SC_PAGE_SIZE"))).start()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount fusectl")
+def test_readers_who_wait_for_a_server_that_hangs_are_in_nobodys_way(
+    host: Host, store: Store, tree: Path, connections: Path
+) -> None:
+    """Each of them waits for a page of its own."""
+    (tree / "d").mkdir()
+    cached = os.urandom(300_000)  # fewer are read past the others
+    (tree / "d/0").write_bytes(b"small")
+    (tree / "d/1").write_bytes(cached)
+    (tree / "large").write_bytes(os.urandom(5 << 20))
+    store.publish(tree)
+    with FaultyServer(store.path) as server:
+        mount = host.mount(server.url, *DEADLINE)
+        (mount / "d/0").read_bytes()  # the other is in the same pack
+        server.misbehave(hang)
+        waiting = subprocess.Popen([sys.executable, "-c", WAITING, mount / "large"])
+        try:
+            waits = connections / str(os.minor(mount.stat().st_dev)) / "waiting"
+            wait_until(lambda: int(waits.read_text()) > 64)
+            assert run("cat", mount / "d/1", timeout_s=5).stdout == cached
+        finally:
+            waiting.kill()
+            waiting.wait(10)
+    wait_until(lambda: not int(waits.read_text()))
+    host.umount(mount)
 
 
 def _truncate(path: Path) -> None:

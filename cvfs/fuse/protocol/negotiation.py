@@ -27,6 +27,11 @@ _FLAGS2: Final = struct.Struct("=I")
 _INIT_OUT: Final = struct.Struct("=IIIIHHIIHHIIH22x")
 _WORD: Final = 0xFFFF_FFFF
 
+MAX_BACKGROUND: Final = 512
+"""READs at once, for those who wait for one as well as ahead of them: behind so many that wait for a dead server, all
+others wait too, also for what is cached. So there are far more than the kernel's own 12; and fewer than the tasks of a
+channel."""
+
 READ_ONLY_FLAGS: Final = (
     InitFlag.ASYNC_READ
     | InitFlag.DO_READDIRPLUS
@@ -63,16 +68,13 @@ class Offer(msgspec.Struct, frozen=True, gc=False):
 class Wishes(msgspec.Struct, frozen=True, gc=False):
     """What we ask for in INIT; the kernel lowers what is above its limits.
 
-    `max_background` is the number of READs at once, for those who wait for one as well as ahead of them: behind so many
-    that wait for a dead server, all others wait too, also for what is cached. So there are far more than the kernel's
-    own 12; and fewer than the tasks of a channel. What is read ahead of anybody is bounded by `congestion_threshold`.
-    `max_pages` of 4096 bytes is the size of one READ.
-    `request_timeout_s` goes with REQUEST_TIMEOUT: 0 is none.
+    What is read ahead of anybody is bounded by `congestion_threshold`; `max_pages` of 4096 bytes is the size of one
+    READ; `request_timeout_s` goes with REQUEST_TIMEOUT: 0 is none.
     """
 
     flags: InitFlag = READ_ONLY_FLAGS
     max_readahead_bytes: int = 1 << 20
-    max_background: int = 512
+    max_background: int = MAX_BACKGROUND
     congestion_threshold: int = 48
     max_pages: int = 256
     request_timeout_s: int = 0
