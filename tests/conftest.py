@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.command import Command
-from tests.mounts import OF_THIS_HOST, USUAL_MOUNT, mount_points
+from tests.mounts import OF_THIS_HOST, STATE_OF_PUBLISHER, USUAL_MOUNT, mount_points
 from tests.servers import FaultyServer
 from tests.small_store import SmallStore, Tree
 
@@ -93,6 +93,7 @@ def _no_mount_of_others() -> bool:
     for mount_point in on_usual_directory + mount_points(kind="fuse"):
         with contextlib.suppress(subprocess.CalledProcessError):
             subprocess.run(["umount", "--lazy", mount_point], check=True, stderr=subprocess.DEVNULL)
+    STATE_OF_PUBLISHER.mkdir(mode=0o700, exist_ok=True)
     for path in filter(Path.is_dir, OF_THIS_HOST):
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", path], check=True)
     return True

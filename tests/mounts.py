@@ -7,7 +7,13 @@ from cvfs.fuse.mountinfo import parse_mounts
 USUAL_MOUNT = Path("/cvfs")
 """Where `cvfs run` and the unit of all mount; a host that uses cvfs has it."""
 
-OF_THIS_HOST = tuple(map(Path, ("/etc/cvfs", "/etc/cvfs-publisher", "/var/cache/cvfs", "/var/lib/cvfs", "/run/cvfs")))
+STATE_OF_PUBLISHER = Path("/var/cache/cvfs-publisher")
+"""Root's, where no other is chosen."""
+
+OF_THIS_HOST = (
+    *map(Path, ("/etc/cvfs", "/etc/cvfs-publisher", "/var/cache/cvfs", "/var/lib/cvfs", "/run/cvfs")),
+    STATE_OF_PUBLISHER,
+)
 """What such a host has configured and stored: none of a test's business."""
 
 

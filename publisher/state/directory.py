@@ -12,3 +12,11 @@ def state_directory(location: str, repository: str) -> Path:
     base = Path("/var/cache") if os.geteuid() == 0 else caches
     where = digest(os.fsencode(os.path.realpath(location))).hex()[:16]
     return base / "cvfs-publisher" / f"{repository}-{where}"
+
+
+def make_state_directory(path: Path) -> None:
+    """Make `path`, and what is missing above it, for its owner alone, whatever the umask: who can write there can say
+    what a tree looks like. Raises OSError."""
+    for directory in (*reversed(path.parents), path):
+        if not directory.is_dir():
+            directory.mkdir(mode=0o700, exist_ok=True)

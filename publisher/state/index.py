@@ -17,6 +17,7 @@ from cvfs.format.codec import decoder_of, encode
 from cvfs.model import BlobRef, Content, Digest
 from publisher.locking import Waiting, lock_file
 from publisher.state.database import BROKEN, DatabaseError, Tables, open_tables
+from publisher.state.directory import make_state_directory
 from publisher.state.pieces import HasBlob, KnownBlobs, Pieces
 
 _SAVE_S = 60.0
@@ -141,7 +142,7 @@ def reset_index(directory: Path) -> None:
 def _lock(directory: Path, waiting: Waiting | None) -> int:
     """The descriptor to close when others may have the index."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_state_directory(directory)
         lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             lock_file(lock, waiting, f"another publisher uses the state in {directory} (choose another with --state)")

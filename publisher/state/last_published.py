@@ -15,6 +15,7 @@ from cvfs.trust import names
 from cvfs.trust.values import root_id
 from publisher.repository.head import Head, Mark
 from publisher.repository.history import find_revision
+from publisher.state.directory import make_state_directory
 from publisher.store import Store
 
 _FILE = "published.json"
@@ -54,7 +55,7 @@ class LastPublished:
         self._known[self._identity] = seen
         temporary = self._path.with_name(f".{_FILE}-{os.getpid()}")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_state_directory(self._path.parent)
             temporary.write_bytes(msgspec.json.encode(self._known))
             temporary.rename(self._path)
         except OSError as error:
