@@ -46,7 +46,7 @@ def run(command: click.Command, program: str, arguments: list[str] | None = None
         try:
             status = command.main(arguments, prog_name=program, standalone_mode=False, obj=given)
         finally:
-            _flush()
+            sys.stdout.flush()  # while what is wrong can still be told
     except click.exceptions.Exit as error:
         status = error.exit_code
     except click.UsageError as error:
@@ -54,9 +54,9 @@ def run(command: click.Command, program: str, arguments: list[str] | None = None
         status = error.exit_code
     except click.ClickException as error:
         status = _fail(program, error.format_message())
-    except BrokenPipeError:
+    except _UnwrittenError as error:
         _drop(sys.stdout)
-        status = BROKEN_PIPE
+        status = BROKEN_PIPE if error.has_no_reader else _fail(program, str(error))
     except CvfsError as error:
         status = _fail(program, str(error))
     except OSError as error:
@@ -66,21 +66,31 @@ def run(command: click.Command, program: str, arguments: list[str] | None = None
     sys.exit(status if isinstance(status, int) else 0)
 
 
+class _UnwrittenError(Exception):
+    """Results could not be written. It is no OSError: for a reader that has gone click has a status of its own."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"standard output: {error.strerror}")
+        self.has_no_reader = isinstance(error, BrokenPipeError)
+
+
+class _Output(io.FileIO):
+    """Standard output. What it refuses is told as such, whoever writes, text or bytes."""
+
+    def write(self, data: Any, /) -> int:
+        """Raises _UnwrittenError."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise _UnwrittenError(error) from error
+
+
 def _print_any_path() -> None:
     """A path that is not UTF-8 comes out as it is, as it would in the C locale: by default Python refuses."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
-
-
-def _flush() -> None:
-    """Write the results while what is wrong can still be told. Raises OSError: they cannot be written."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _drop(sys.stdout)
-        raise OSError(error.errno, error.strerror, "standard output") from None
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        buffer = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(buffer, stream.encoding, "surrogateescape", line_buffering=stream.line_buffering)
 
 
 def _drop(stream: TextIO) -> None:

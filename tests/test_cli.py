@@ -42,18 +42,24 @@ def test_proxies_are_wanted_as_the_option_has_them(cvfs: Command, store: SmallSt
     assert b"wanted groups of proxies like http://a:3128|http://b:3128;DIRECT, not '127.0.0.1:3128'" in outcome.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     "words",
     [("ls",), ("ls", "-l"), ("cat", ODD), ("cat", "a/b/hello.txt"), ("config", "show"), ("status", "--json")],
 )
 def test_output_that_cannot_be_written_is_told(
-    cvfs: Command, store: SmallStore, words: tuple[str | bytes, ...]
+    cvfs: Command, store: SmallStore, words: tuple[str | bytes, ...], unbuffered: str
 ) -> None:
-    cvfs.environment["PYTHONUNBUFFERED"] = ""  # else it is told without saying of what
+    cvfs.environment["PYTHONUNBUFFERED"] = unbuffered
     line = [words[0], store.path, *words[1:]] if words[0] in ("ls", "cat") else words
     outcome = cvfs.closed("> /dev/full", *line)
     assert (outcome.returncode, outcome.stderr) == (1, b"cvfs: error: standard output: No space left on device\n")
     assert cvfs.closed("> /dev/full 2>&1", *line).returncode == 1
+    process = cvfs.start(*line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.close()
+    assert process.communicate()[1] == b""
+    assert process.returncode == 141, "as of a program that SIGPIPE ends"
 
 
 def test_current_directory_that_is_gone(cvfs: Command, store: SmallStore, tmp_path: Path) -> None:

@@ -41,4 +41,4 @@ async def _cat(url: str, settings: Settings, paths: list[bytes]) -> None:
                 raise PathError(errno.EISDIR if found.entry.is_directory else errno.EINVAL, path)
             file = File(found, client.fetcher)
             for offset in range(0, found.entry.size, BLOCK_BYTES):
-                common.write_out(await file.read(offset, BLOCK_BYTES))
+                sys.stdout.buffer.write(await file.read(offset, BLOCK_BYTES))

@@ -128,13 +128,3 @@ def setup_quiet_logging() -> None:
 def printable(name: bytes, *, escape: bool) -> bytes:
     """`name` as it is, or with all that could upset a terminal written as \\n, \\x1b and the like."""
     return terminal.escape(name.decode("utf-8", "surrogateescape")).encode() if escape else name
-
-
-def write_out(data: bytes | bytearray | memoryview) -> None:
-    """To standard output, whole. Raises BrokenPipeError when the reader has gone, and OSError."""
-    try:
-        sys.stdout.buffer.write(data)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from None

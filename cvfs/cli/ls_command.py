@@ -83,7 +83,7 @@ class _Lister:
             line = b"%s %s" % (_facts(entry).encode(), line)
             if entry.is_symlink:
                 line += b" -> " + common.printable(entry.target, escape=self._escape)
-        common.write_out(line + self._end)
+        sys.stdout.buffer.write(line + self._end)
 
 
 def _facts(entry: "Entry") -> str:
