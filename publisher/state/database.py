@@ -105,7 +105,11 @@ def _open_or_reset(path: Path) -> lmdb.Environment:
 
 
 def _open(path: Path) -> lmdb.Environment:
-    environment = lmdb.open(str(path), map_size=_MAP_BYTES, max_dbs=len(_NAMES), metasync=False, readahead=False)
+    """Without LMDB's own locks: who has ours is alone, and theirs are a file in memory, which a full disk has no room
+    for: a SIGBUS."""
+    environment = lmdb.open(
+        str(path), map_size=_MAP_BYTES, max_dbs=len(_NAMES), metasync=False, readahead=False, lock=False
+    )
     try:
         info, page_bytes = environment.info(), environment.stat()["psize"]
         if (path / "data.mdb").stat().st_size < (info["last_pgno"] + 1) * page_bytes and info["last_pgno"] > 1:

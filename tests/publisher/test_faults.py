@@ -27,6 +27,7 @@ from publisher.state import index as index_module
 from publisher.state.database import Tables
 from publisher.state.index import open_index
 from publisher.store import open_store
+from tests.cache.disks import fill, needs_root, small_disk
 from tests.publisher.stores import NOW_S, Store, command, environment, error_line, run
 from tests.trees import Directory, File, make_tree, snapshot
 
@@ -215,7 +216,7 @@ def test_killed_just_before_the_head_moves(store: Store, tree: Path, monkeypatch
     assert store.snapshot() == snapshot(tree, count_links=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+@needs_root
 @pytest.mark.parametrize("size_kib", [160, 600, 2000, 3500])
 def test_disk_full(tmp_path: Path, size_kib: int) -> None:
     tree, disk = tmp_path / "tree", tmp_path / "disk"
@@ -237,6 +238,17 @@ def test_disk_full(tmp_path: Path, size_kib: int) -> None:
         assert store.snapshot() == snapshot(tree, count_links=True)
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@needs_root
+def test_state_on_a_full_disk_is_one_line(tmp_path: Path, store: Store, tree: Path) -> None:
+    with small_disk(tmp_path / "disk", "300k") as disk:
+        filler = fill(disk)
+        line = error_line(run("publish", store.path, tree, "--state", disk / "state"))
+        assert line.startswith("cannot keep state in ")
+        assert line.endswith("No space left on device (choose with --state DIR)")
+        filler.unlink()
+        assert run("publish", store.path, tree, "--state", disk / "state").returncode == 0
 
 
 @pytest.mark.parametrize("what", ["file", "directory"])
