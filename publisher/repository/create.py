@@ -3,7 +3,7 @@
 import stat
 from dataclasses import dataclass
 
-from cvfs.errors import ConfigError
+from cvfs.errors import ConfigError, StatusError
 from cvfs.format.blob import seal
 from cvfs.format.manifest import check_repository_name
 from cvfs.format.tree import build
@@ -36,12 +36,20 @@ def create(
     check_repository_name(name)
     keys = keys or Keys(default_keys(name))
     store = create_store(location)
-    if keys.known_root() is not None:
+    if keys.known_root() not in (None, _begun_root(store)):
         raise ConfigError(f"the keys in {keys.directory} belong to a repository already: name others with --keys")
     manifest = _empty_manifest(store, name, published_s)
     store.sync()
     sign_first(store, manifest, keys, security or Security(), published_s)
     return store
+
+
+def _begun_root(store: DirectoryStore) -> bytes | None:
+    """The root of a store that was not finished, and has no head."""
+    try:
+        return store.get_metadata(names.metadata_path("root", 1), names.MAX_ROOT_BYTES)
+    except StatusError:
+        return None
 
 
 def _empty_manifest(store: DirectoryStore, name: str, published_s: int) -> Manifest:

@@ -13,12 +13,13 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from cvfs.errors import PublishError, StoreError
+from cvfs.errors import ConfigError, PublishError, StoreError
 from cvfs.format.blob import blob_path
 from cvfs.trust.names import TIMESTAMP
 from publisher.maintenance.rollback import rollback
 from publisher.publishing import new_tree
 from publisher.publishing import publish as publish_module
+from publisher.repository.create import create
 from publisher.source import small_files as read_module
 from publisher.source.large_files import LargeReader
 from publisher.source.scanned import Unread
@@ -26,9 +27,9 @@ from publisher.source.tree import SourceTree
 from publisher.state import index as index_module
 from publisher.state.database import Tables
 from publisher.state.index import open_index
-from publisher.store import open_store
+from publisher.store import DirectoryStore, open_store
 from tests.cache.disks import fill, needs_root, small_disk
-from tests.publisher.stores import NOW_S, Store, command, environment, error_line, run
+from tests.publisher.stores import NAME, NOW_S, Store, command, environment, error_line, run
 from tests.trees import Directory, File, make_tree, snapshot
 
 MANY = {b"%02d/%03d" % (i % 20, i): File(data=random.Random(i).randbytes(i * 11)) for i in range(1500)}
@@ -199,6 +200,20 @@ def test_state_that_another_publisher_uses(store: Store, tree: Path, tmp_path: P
         assert "waiting for it" in waiting.stderr.readline()
     waiting.communicate(timeout=60)
     assert waiting.returncode == 0
+
+
+def test_init_that_was_killed_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectoryStore, "write_head", die)
+        with pytest.raises(KeyboardInterrupt):
+            Store(tmp_path / "store")
+    store = Store(tmp_path / "store")
+    assert store.manifest.revision == 0
+    with pytest.raises(ConfigError, match="belong to a repository already"):
+        create(str(tmp_path / "other"), NAME, NOW_S, store.keys)
 
 
 def test_killed_just_before_the_head_moves(store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
