@@ -21,7 +21,20 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 PROGRAM = "cvfs-publisher"
 
-store_argument = click.argument("store")
+_CLOCKS_DIFFER_S = 86400
+"""How far the clock of another host may be ahead, whose commit is published here. A guess."""
+
+
+def not_empty(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """An empty text is a variable that is not set: it would mean the current directory, or the whole repository."""
+    assert parameter.name is not None
+    is_given = context.get_parameter_source(parameter.name) is not click.core.ParameterSource.DEFAULT
+    if is_given and not value:
+        raise click.BadParameter("it is empty", context, parameter)
+    return value
+
+
+store_argument = click.argument("store", callback=not_empty)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 state_option = click.option(
     "--state", type=click.Path(path_type=Path), metavar="DIR", help="Where is remembered what was published."
@@ -71,9 +84,18 @@ def now_s() -> int:
 
 
 def made_s() -> int:
-    """When what is made says that it was made. SOURCE_DATE_EPOCH sets it: then the same tree gives the same bytes."""
+    """When what is made says that it was made. SOURCE_DATE_EPOCH sets it: then the same tree gives the same bytes.
+
+    Raises ConfigError: it sets no time, or one to come, and no later revision could be older.
+    """
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
-    return int(fixed) if fixed.isascii() and fixed.isdecimal() else now_s()
+    if not fixed:
+        return now_s()
+    if not (fixed.isascii() and fixed.isdecimal()):
+        raise ConfigError(f"SOURCE_DATE_EPOCH is not a number of seconds since 1970: {fixed!r}")
+    if int(fixed[:20]) > now_s() + _CLOCKS_DIFFER_S:
+        raise ConfigError("SOURCE_DATE_EPOCH is a time to come; or the clock of this host is wrong")
+    return int(fixed)
 
 
 def show_minute(time_s: float) -> str:

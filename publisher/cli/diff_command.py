@@ -37,6 +37,7 @@ def command(store: str, older: str, newer: str | None, as_json: bool) -> None:
     """
     from publisher.repository.difference import differences
     from publisher.repository.head import read_head
+    from publisher.repository.reachability import check_kept
 
     opened = open_store(store)
     head = read_head(opened)
@@ -44,6 +45,8 @@ def command(store: str, older: str, newer: str | None, as_json: bool) -> None:
         find_manifest(opened, head, older),
         find_manifest(opened, head, newer) if newer is not None else head.manifest,
     )
+    for each in (first, second):
+        check_kept(opened, each)
     found = differences(opened, first, second)
     if as_json:
         paths = [{"path": os.fsdecode(each.path), "kind": each.kind} for each in found]

@@ -15,7 +15,7 @@ from publisher.store import open_store
 @store_argument
 @json_option
 def command(store: str, as_json: bool) -> None:
-    """List the revisions of STORE, newest first.
+    """List the revisions of STORE, newest first, with their tags; "gone" is what gc has removed.
 
     \b
     Example:
@@ -23,21 +23,35 @@ def command(store: str, as_json: bool) -> None:
     """
     from publisher.repository.head import read_head
     from publisher.repository.history import revisions
+    from publisher.repository.reachability import is_kept
+    from publisher.repository.tags import read_tags
 
     opened = open_store(store)
-    head = read_head(opened).manifest
-    found = revisions(opened, head)
+    head = read_head(opened)
+    tags: dict[int, list[str]] = {}
+    for name, tagged in read_tags(opened, head).items():
+        tags.setdefault(tagged.revision, []).append(name)
+    found = ((one, tags.get(one.revision, []), is_kept(opened, one)) for one in revisions(opened, head.manifest))
     if as_json:
-        terminal.print_json({"repository": head.repository, "revisions": [_revision_json(one) for one in found]})
+        listed = [_revision_json(*each) for each in found]
+        terminal.print_json({"repository": head.manifest.repository, "revisions": listed})
         return
-    for one in found:
-        when = datetime.fromtimestamp(one.published_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        entries, size = show_count(one.summary.entries, "entry", "entries"), show_size(one.summary.size_bytes)
-        click.echo(f"{one.revision:6}  {when}  {entries}, {size}  {escape(one.message)}".rstrip())
+    for each in found:
+        click.echo(_revision_line(*each))
 
 
-def _revision_json(manifest: Manifest) -> dict[str, object]:
+def _revision_line(manifest: Manifest, tags: list[str], is_kept: bool) -> str:
+    when = datetime.fromtimestamp(manifest.published_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    entries, size = show_count(manifest.summary.entries, "entry", "entries"), show_size(manifest.summary.size_bytes)
+    marks = [] if is_kept else ["gone"]
+    marked = f"  ({', '.join(tags + marks)})" if tags or marks else ""
+    return f"{manifest.revision:6}  {when}  {entries}, {size}{marked}  {escape(manifest.message)}".rstrip()
+
+
+def _revision_json(manifest: Manifest, tags: list[str], is_kept: bool) -> dict[str, object]:
     return {
+        "gone": not is_kept,
+        "tags": tags,
         "revision": manifest.revision,
         "published_s": manifest.published_s,
         "root": manifest.root.id.hex(),

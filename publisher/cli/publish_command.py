@@ -8,26 +8,27 @@ from typing import TYPE_CHECKING
 import click
 
 from cvfs import terminal
-from publisher.cli.common import check_apart, find_keys, json_option, keys_option, made_s, now_s, warn
+from publisher.cli.common import (
+    check_apart,
+    find_keys,
+    json_option,
+    keys_option,
+    made_s,
+    not_empty,
+    now_s,
+    store_argument,
+    warn,
+)
 from publisher.store import open_store
 
 if TYPE_CHECKING:
     from publisher.publishing.options import Watch
 
 
-def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """An empty text is a variable that is not set: it would mean the current directory, or the whole repository."""
-    assert parameter.name is not None
-    is_given = context.get_parameter_source(parameter.name) is not click.core.ParameterSource.DEFAULT
-    if is_given and not value:
-        raise click.BadParameter("it is empty", context, parameter)
-    return value
-
-
 @click.command("publish")
-@click.argument("store", callback=_not_empty)
-@click.argument("tree", callback=_not_empty)
-@click.option("--at", default="", metavar="PATH", callback=_not_empty, help="Replace only this path of the repository.")
+@store_argument
+@click.argument("tree", callback=not_empty)
+@click.option("--at", default="", metavar="PATH", callback=not_empty, help="Replace only this path of the repository.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out, as in a .gitignore. Repeatable.")
 @click.option("--message", "-m", default="", metavar="TEXT", help="What is new, for the log.")
 @click.option("--level", default=3, type=click.IntRange(1, 19), show_default=True, help="Of zstd's compression.")

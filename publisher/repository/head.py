@@ -84,7 +84,8 @@ def read_own_head(store: Store, keys: Keys) -> Head:
     root = keys.known_root() or _root_of_environment(store)
     if root is None:
         raise ConfigError(
-            f"cannot tell whether {store.location} is ours: no root.json in {keys.directory} ({ROOT_SHA256})"
+            f"cannot tell whether {store.location} is ours: no root.json in {keys.directory} "
+            f"(name the directory of its keys with --keys, or the SHA-256 of its root in {ROOT_SHA256})"
         )
     return read_head(store, root)
 

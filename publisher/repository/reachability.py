@@ -39,8 +39,22 @@ class ReachableBlobs:
                 pending += [(below, 0) for below in _location_pages(page)]
 
 
+def is_kept(store: Store, manifest: Manifest) -> bool:
+    """Whether a revision has its root page: garbage collection takes that first."""
+    return store.has_blob(manifest.root)
+
+
+def check_kept(store: Store, manifest: Manifest) -> None:
+    """Raise StoreError unless `is_kept`."""
+    if not is_kept(store, manifest):
+        raise StoreError(
+            f"revision {manifest.revision} is gone: gc has removed it (cvfs-publisher log says which are left)"
+        )
+
+
 def check_complete(store: Store, manifest: Manifest) -> None:
     """Raise StoreError unless all that a revision consists of is there: garbage collection may have taken it."""
+    check_kept(store, manifest)
     reachable = ReachableBlobs(store)
     add_complete(reachable, manifest)
     missing = sum(not store.has_blob(blob) for blob in reachable.blobs)

@@ -213,6 +213,20 @@ def test_version() -> None:
     assert __version__ in run("--version").stdout
 
 
+@pytest.mark.parametrize(("epoch", "told"), [("abc", "not a number"), ("-5", "not a number"), ("9" * 11, "to come")])
+def test_dates_that_are_none(store: Store, tree: Path, epoch: str, told: str) -> None:
+    refused = run("publish", store.path, tree, "--state", store.state, SOURCE_DATE_EPOCH=epoch)
+    assert told in error_line(refused)
+    assert told in error_line(run("init", store.path.with_name("other"), "--name", "a.b", SOURCE_DATE_EPOCH=epoch))
+    assert store.manifest.revision == 0
+
+
+@pytest.mark.parametrize("words", [("gc", "--keep", "1"), ("tag", "v1"), ("log",), ("init", "--name", "a.b")])
+def test_store_that_is_a_variable_which_is_not_set(words: tuple[str, ...]) -> None:
+    refused = run(words[0], "", *words[1:])
+    assert (refused.returncode, "it is empty" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("words", [("{store}", "{tree}", "--at", ""), ("{store}", ""), ("", "{tree}")])
 def test_variable_that_is_not_set_publishes_nothing(store: Store, tree: Path, words: tuple[str, ...]) -> None:
     """`--at ""` would replace the whole repository, and an empty TREE be the current directory."""

@@ -130,7 +130,7 @@ def test_rollback_is_a_new_revision_with_the_old_content(store: Store, tree: Pat
 
 def test_rollback_needs_all_of_the_revision(store: Store) -> None:
     _collect(store, 1)
-    with pytest.raises(StoreError, match="revision 2 is not complete any more"):
+    with pytest.raises(StoreError, match="revision 2 is gone: gc has removed it"):
         _rollback(store, 2)
     with pytest.raises(StoreError, match="has no revision 9"):
         _rollback(store, 9)
@@ -246,7 +246,7 @@ def test_gc_survives_a_broken_file_of_old_targets(store: Store) -> None:
 
 def test_what_was_collected_gets_no_tag(store: Store) -> None:
     _collect(store, 1)
-    with pytest.raises(StoreError, match="revision 2 is not complete any more"):
+    with pytest.raises(StoreError, match="revision 2 is gone: gc has removed it"):
         set_tag(open_store(str(store.path)), store.keys, "v2", 2, NOW_S)
     set_tag(open_store(str(store.path)), store.keys, "v4", 4, NOW_S)
     assert _collect(store, 1).kept == [4]
@@ -297,6 +297,26 @@ def test_what_gc_removed_is_published_again(store: Store, tree: Path) -> None:
     (tree / "file").write_bytes(_noise(1))
     store.publish(tree)
     assert store.snapshot() == snapshot(tree, count_links=True)
+
+
+def test_what_was_collected_is_said_to_be_gone(store: Store) -> None:
+    opened = open_store(str(store.path))
+    with opened.lock(None):
+        set_tag(opened, store.keys, "v2", 2, NOW_S)
+        set_tag(opened, store.keys, "a", 2, NOW_S)
+    _collect(store, 1)
+    lines = run("log", store.path).stdout.splitlines()
+    assert [line.partition(" UTC  ")[2] for line in lines] == [
+        "3 entries, 39.1 KiB",
+        "3 entries, 39.1 KiB  (gone)",
+        "3 entries, 39.1 KiB  (a, v2)",
+        "3 entries, 39.1 KiB  (gone)",
+        "1 entry, 0 bytes  (gone)",
+    ]
+    listed = json.loads(run("log", store.path, "--json").stdout)["revisions"]
+    assert [(each["gone"], each["tags"]) for each in listed[1:3]] == [(True, []), (False, ["a", "v2"])]
+    assert run("diff", store.path, "2", "4").returncode == 0
+    assert error_line(run("diff", store.path, "1")).startswith("revision 1 is gone: gc has removed it")
 
 
 def test_command_lines(store: Store) -> None:

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,6 @@ from cvfs.config import Settings
 from cvfs.format.blob import blob_path
 from cvfs.mount.refresher import Refresher
 from cvfs.trust.names import TIMESTAMP
-from cvfs.which import parse_date
 from tests import servers
 from tests.command import Command, wait_until
 from tests.servers import FaultyServer
@@ -127,9 +127,10 @@ def test_a_pinned_mount_stays_and_says_so(cvfs: Command, tmp_path: Path) -> None
     """By every way to say it; with the publisher's own commands, and tags that move meanwhile."""
     repository, mnt = Repository(tmp_path), tmp_path / "mnt"
     store = repository.store
-    repository.ok("init", store, "--name", "pins.example.org")
+    began_s = int(time.time()) - 6 * 86_400
+    repository.ok("init", store, "--name", "pins.example.org", SOURCE_DATE_EPOCH=str(began_s))
     for content in ("one", "two", "three"):
-        repository.publish(content, SOURCE_DATE_EPOCH=str(parse_date("2027-01-01") + len(content) * 86_400))
+        repository.publish(content, SOURCE_DATE_EPOCH=str(began_s + len(content) * 86_400))
     repository.ok("tag", store, "stable", "1")
     root = ("--root", repository.keys / "root.json")
 
@@ -138,7 +139,8 @@ def test_a_pinned_mount_stays_and_says_so(cvfs: Command, tmp_path: Path) -> None
 
     assert cat(f"{store}@stable") == b"one"
     assert cat("--revision", "2", store) == b"two"
-    assert cat("--date", "2027-01-05T12:00", store) == b"two"
+    date = time.strftime("%Y-%m-%dT%H:%M", time.gmtime(began_s + 4.5 * 86_400))
+    assert cat("--date", date, store) == b"two"
     assert cvfs.ok("ls", *root, f"{store}@0") == b""
     cvfs.ok("cp", *root, f"{store}@1", "file", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"one"
