@@ -14,7 +14,7 @@ from publisher.repository.signed_blobs import signed_blobs
 from publisher.repository.tags import read_tags
 from publisher.signing.keys import Keys
 from publisher.state.last_published import LastPublished
-from publisher.store import DirectoryStore, Store, StoredBlob
+from publisher.store import DirectoryStore, StoredBlob
 
 MAX_TIME_S = (1 << 63) - 1
 
@@ -99,12 +99,13 @@ class _Choice:
         return is_young or is_tagged or self._left >= 0
 
 
-def _history(store: Store, head: Head) -> Iterator[_Revision]:
-    """Newest first; nothing takes the place of the first."""
+def _history(store: DirectoryStore, head: Head) -> Iterator[_Revision]:
+    """Newest first; nothing takes the place of the first. What a manifest says of its date is not asked: it may have
+    been set, or be that of a clock that was wrong."""
     ref, replaced_s = head.blob, MAX_TIME_S
     for manifest in revisions(store, head.manifest):
         yield _Revision(manifest, ref, replaced_s)
-        replaced_s, ref = manifest.published_s, manifest.parent or ref
+        replaced_s, ref = store.stored_s(ref.id) or manifest.published_s, manifest.parent or ref
 
 
 def _garbage(store: DirectoryStore, wanted: dict[Digest, int], before_s: int) -> list[StoredBlob]:

@@ -180,6 +180,15 @@ def test_gc_keeps_tags_and_what_was_new_a_moment_ago(store: Store) -> None:
     assert run("diff", store.path, "v1").returncode == 0, "tags can be read still"
 
 
+def test_gc_asks_no_date_that_was_set_when_a_revision_was_replaced(store: Store, tree: Path) -> None:
+    _age(store, NOW - DAY_S)
+    (tree / "file").write_bytes(_noise(5))
+    store.publish(tree, published_s=NOW_S)
+    os.utime(store.path / blob_path(store.head.blob.id), (NOW - 10, NOW - 10))
+    assert _collect(store, 1, grace_s=60).kept == [5, 4]
+    assert _collect(store, 1, grace_s=5).kept == [5]
+
+
 def _age(store: Store, stored_s: int) -> None:
     for path in store.blobs():
         os.utime(store.path / path, (stored_s, stored_s))
