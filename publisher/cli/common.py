@@ -65,9 +65,10 @@ def find_keys(store: DirectoryStore, directory: Path | None, root_paths: tuple[P
     return Keys(directory or default_keys(read_head(store).manifest.repository), root_paths, ask_passphrase)
 
 
-def locked(store: DirectoryStore) -> AbstractContextManager[None]:
+def locked(store: DirectoryStore, *, to_write: bool = True) -> AbstractContextManager[None]:
     """Be the only publisher at work on `store`."""
-    return store.lock(lambda: terminal.console.print("Another publisher is at work on this store; waiting for it"))
+    waiting = "Another publisher is at work on this store; waiting for it"
+    return store.lock(lambda: terminal.console.print(waiting), to_write=to_write)
 
 
 def check_apart(tree: str, places: dict[str, Path]) -> None:

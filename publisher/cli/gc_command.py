@@ -46,7 +46,7 @@ def command(
 
     opened = open_store(store)
     keys, kept = find_keys(opened, keys_dir), state or state_directory(store, read_head(opened).manifest.repository)
-    with locked(opened):
+    with locked(opened, to_write=not dry_run):
         policy = Policy(keep, int(grace_hours * 3600))
         done = collect(opened, keys, kept, policy, now_s(), is_dry_run=dry_run)
     if as_json:

@@ -88,7 +88,7 @@ def command(
         check_apart(tree, {"key directory": keys.directory})
         keys.unlock()
     waiting, warnings = _say_waiting if wait else None, list[str]()
-    with opened.lock(waiting), _watching(not quiet and not as_json) as watch:
+    with opened.lock(waiting, to_write=not dry_run), _watching(not quiet and not as_json) as watch:
         watch = watch._replace(warn=warnings.append, wait=waiting)
         report = publish(opened, tree, kept, options, now_s(), watch, keys)
     for each in warnings:

@@ -54,6 +54,6 @@ class Store(Protocol):
     def sync(self) -> None:
         """Return when all that was put would survive a power failure."""
 
-    def lock(self, waiting: Waiting | None) -> AbstractContextManager[None]:
+    def lock(self, waiting: Waiting | None, *, to_write: bool = True) -> AbstractContextManager[None]:
         """Keep other publishers out; ends with the process. If another one has the lock, call `waiting` and wait;
-        without `waiting`, raise StoreError."""
+        without `waiting`, raise StoreError. Not `to_write`: where this user may not write, nobody is kept out."""

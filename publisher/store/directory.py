@@ -1,5 +1,6 @@
 """A store in a directory: data/ and the head as any web server serves them, the publisher's own in .publisher/."""
 
+import errno
 import itertools
 import os
 import re
@@ -25,6 +26,8 @@ _BLOB_NAME = re.compile("[0-9a-f]{64}")
 
 _BEGUN_BYTES = 64 * KIB
 """Files from this size on, packs that is, are on their way to the disk at once. Small ones it takes better together."""
+
+_MAY_NOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class DirectoryStore:
@@ -146,11 +149,14 @@ class DirectoryStore:
             raise self._error("cannot write", error) from error
 
     @contextmanager
-    def lock(self, waiting: Waiting | None) -> Iterator[None]:
+    def lock(self, waiting: Waiting | None, *, to_write: bool = True) -> Iterator[None]:
         """As `Store.lock`, by flock(2). What a killed publisher left half-written is removed."""
         try:
-            descriptor = os.open(f"{self._root}/{_LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = self._open_lock()
         except OSError as error:
+            if not to_write and error.errno in _MAY_NOT_WRITE:
+                yield
+                return
             raise self._error("cannot lock", error) from error
         try:
             self._take_turn(descriptor, waiting)
@@ -160,6 +166,11 @@ class DirectoryStore:
         finally:
             self._locked = None
             os.close(descriptor)
+
+    def _open_lock(self) -> int:
+        """Where there is room for what is written; a store that was copied from a mirror has none yet."""
+        os.makedirs(f"{self._root}/{_TEMPORARY}", exist_ok=True)
+        return os.open(f"{self._root}/{_LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
 
     def _take_turn(self, descriptor: int, waiting: Waiting | None) -> None:
         try:
@@ -230,7 +241,6 @@ def open_store(location: str) -> DirectoryStore:
     path = Path(location).absolute()
     try:
         os.stat(path / HEAD)
-        os.makedirs(path / _TEMPORARY, exist_ok=True)
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             f"not a store: {location} (make one with: cvfs-publisher init {location} --name NAME)"

@@ -44,5 +44,5 @@ class DryRunStore:
     def sync(self) -> None:
         """There is nothing to keep."""
 
-    def lock(self, waiting: Waiting | None) -> AbstractContextManager[None]:
-        return self._store.lock(waiting)
+    def lock(self, waiting: Waiting | None, *, to_write: bool = False) -> AbstractContextManager[None]:
+        return self._store.lock(waiting, to_write=to_write)

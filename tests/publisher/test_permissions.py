@@ -1,0 +1,39 @@
+"""Who may read and write in the directory of a store, and what can be done by those who may only read."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cache.disks import needs_root
+from tests.publisher.stores import Store, error_line, run
+from tests.trees import File, make_tree
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    make_tree(tmp_path / "tree", {b"a": File(data=b"a"), b"d/b": File(data=b"b" * 5000)})
+    return tmp_path / "tree"
+
+
+@needs_root
+def test_reading_needs_no_right_to_write(tmp_path: Path, tree: Path) -> None:
+    """A copy of what is served is a store for all that reads."""
+    store, copy = Store(tmp_path / "store"), tmp_path / "copy"
+    store.publish(tree)
+    copy.mkdir()
+    for name in ("data", "metadata"):
+        shutil.copytree(store.path / name, copy / name)
+    keys, state = ("--keys", store.keys.directory), ("--state", store.state)
+    subprocess.run(["mount", "--bind", copy, copy], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", copy], check=True)
+        for words in (("log", copy), ("check", copy), ("diff", copy, "0"), ("tag", copy)):
+            assert run(*words).returncode == 0, words
+        assert run("publish", copy, tree, "--dry-run", *state).returncode == 0
+        assert run("gc", copy, "--keep", "1", "--dry-run", *keys, *state).returncode == 0
+        assert "Read-only file system" in error_line(run("gc", copy, "--keep", "1", *keys, *state))
+    finally:
+        subprocess.run(["umount", copy], check=True)
+    assert run("gc", copy, "--keep", "1", *keys, *state).returncode == 0
