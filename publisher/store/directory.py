@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import re
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,10 +32,16 @@ _MAY_NOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class DirectoryStore:
-    """See `Store`. Blobs are written beside data/ and renamed into it, so no reader ever sees half of one."""
+    """See `Store`. Blobs are written beside data/ and renamed into it, so no reader ever sees half of one.
+
+    What is made in it gets the permissions of its directory, whatever the umask: that of a cron job must not keep a web
+    server from reading, nor that of one publisher the next.
+    """
 
     def __init__(self, path: Path) -> None:
+        """Raises OSError."""
         self.path = path
+        self._mode = stat.S_IMODE(os.stat(path).st_mode) | 0o700
         self.location = str(path)
         self._root = os.fspath(path)
         self._numbers = itertools.count()
@@ -169,8 +176,10 @@ class DirectoryStore:
 
     def _open_lock(self) -> int:
         """Where there is room for what is written; a store that was copied from a mirror has none yet."""
-        os.makedirs(f"{self._root}/{_TEMPORARY}", exist_ok=True)
-        return os.open(f"{self._root}/{_LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
+        self.make_directory(_TEMPORARY)
+        descriptor = os.open(f"{self._root}/{_LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
+        self._share(descriptor)
+        return descriptor
 
     def _take_turn(self, descriptor: int, waiting: Waiting | None) -> None:
         try:
@@ -193,6 +202,7 @@ class DirectoryStore:
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             try:
+                self._share(descriptor)
                 write_all(descriptor, data)
                 if durable:
                     os.fsync(descriptor)
@@ -200,11 +210,36 @@ class DirectoryStore:
                     begin_write_back(descriptor)
             finally:
                 os.close(descriptor)
-            _move(move, temporary, f"{self._root}/{relative}")
+            self._move(move, temporary, relative)
         except BaseException:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
+
+    def _move(self, move: Callable[[str, str], None], temporary: str, relative: str) -> None:
+        target = f"{self._root}/{relative}"
+        try:
+            move(temporary, target)
+        except FileNotFoundError:
+            self.make_directory(os.path.dirname(relative))
+            move(temporary, target)
+
+    def make_directory(self, relative: str) -> None:
+        """Make a directory in the store, and those above it, if they are not there. Raises OSError."""
+        path = f"{self._root}/{relative}"
+        if os.path.isdir(path):
+            return
+        if os.path.dirname(relative):
+            self.make_directory(os.path.dirname(relative))
+        with suppress(FileExistsError):
+            os.mkdir(path)
+            with suppress(OSError):
+                os.chmod(path, self._mode)
+
+    def _share(self, descriptor: int) -> None:
+        """Not with who made it before, nor where a file system has no permissions."""
+        with suppress(OSError):
+            os.fchmod(descriptor, self._mode & 0o666)
 
     def _blob(self, ref: BlobRef) -> str:
         return f"{self._root}/{blob_path(ref.id)}"
@@ -220,14 +255,6 @@ def _list_blobs(directory: "os.DirEntry[str]") -> Iterator[StoredBlob]:
         if _BLOB_NAME.fullmatch(name) and entry.is_file(follow_symlinks=False):
             status = entry.stat(follow_symlinks=False)
             yield StoredBlob(Digest(bytes.fromhex(name)), status.st_size, int(status.st_mtime))
-
-
-def _move(move: Callable[[str, str], None], temporary: str, target: str) -> None:
-    try:
-        move(temporary, target)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        move(temporary, target)
 
 
 def _move_if_free(temporary: str, target: str) -> None:
@@ -259,9 +286,9 @@ def create_store(location: str) -> DirectoryStore:
             raise StoreError(f"already a store: {location}")
         if set(os.listdir(path)) - {_OWN, "data", DIRECTORY}:
             raise StoreError(f"not empty: {location}")
-        os.makedirs(path / _TEMPORARY, exist_ok=True)
-        os.makedirs(path / "data", exist_ok=True)
-        os.makedirs(path / DIRECTORY, exist_ok=True)
+        store = DirectoryStore(path)
+        for name in (_TEMPORARY, "data", DIRECTORY):
+            store.make_directory(name)
     except OSError as error:
         raise StoreError(f"cannot make a store in {location}: {error.strerror}") from error
-    return DirectoryStore(path)
+    return store

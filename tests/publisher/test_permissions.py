@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cache.disks import needs_root
-from tests.publisher.stores import Store, error_line, run
+from tests.publisher.stores import Store, command, environment, error_line, run
 from tests.trees import File, make_tree
 
 
@@ -37,3 +37,21 @@ def test_reading_needs_no_right_to_write(tmp_path: Path, tree: Path) -> None:
     finally:
         subprocess.run(["umount", copy], check=True)
     assert run("gc", copy, "--keep", "1", *keys, *state).returncode == 0
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700, 0o750, 0o2775])
+def test_what_is_made_in_a_store_has_the_permissions_of_its_directory(tmp_path: Path, tree: Path, mode: int) -> None:
+    path = tmp_path / "store"
+    path.mkdir()
+    path.chmod(mode)
+    line = ["sh", "-c", 'umask 077 && exec "$@"', "sh"]
+    for words in (
+        ("init", path, "--name", "a.b", "--keys", tmp_path / "store-keys"),
+        ("publish", path, tree, "--state", tmp_path / "state"),
+        ("tag", path, "v1", "--keys", tmp_path / "store-keys"),
+    ):
+        subprocess.run([*line, *command(*words)], env=environment(), check=True, stdout=subprocess.DEVNULL)
+    found = {str(each.relative_to(path)): each.stat().st_mode & 0o7777 for each in path.rglob("*")}
+    assert len(found) > 20
+    for name, has in found.items():
+        assert has == (mode if (path / name).is_dir() else mode & 0o666), name
