@@ -60,7 +60,7 @@ def read_head(store: Store, root: bytes | None = None) -> Head:
         first = root or store.get_metadata(names.metadata_path("root", 1), names.MAX_ROOT_BYTES)
         chain = follow(Bundle(first), store.get_metadata, _NEVER_EXPIRED_S)
     except StatusError as error:
-        raise StoreError(f"the store {store.location} is not complete: {error}") from error
+        raise StoreError(f"the store {store.location} is not complete: {error.url} is missing") from error
     except TrustError as error:
         raise TrustError(f"the head of {store.location} is not signed as it should be: {error}") from error
     blob = chain.manifest.blob

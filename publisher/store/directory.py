@@ -286,9 +286,16 @@ def create_store(location: str) -> DirectoryStore:
             raise StoreError(f"already a store: {location}")
         if set(os.listdir(path)) - {_OWN, "data", DIRECTORY}:
             raise StoreError(f"not empty: {location}")
+        if _has_history(path / DIRECTORY):
+            raise StoreError(f"a store that has lost its {HEAD}: {location} (copy it from a mirror)")
         store = DirectoryStore(path)
         for name in (_TEMPORARY, "data", DIRECTORY):
             store.make_directory(name)
     except OSError as error:
         raise StoreError(f"cannot make a store in {location}: {error.strerror}") from error
     return store
+
+
+def _has_history(metadata: Path) -> bool:
+    """Whether more was ever signed here than what a store begins with."""
+    return any(metadata.glob("[!1]*.json")) or any(metadata.glob("1[!.]*.json"))

@@ -20,6 +20,7 @@ from publisher.maintenance.rollback import rollback
 from publisher.publishing import new_tree
 from publisher.publishing import publish as publish_module
 from publisher.repository.create import create
+from publisher.signing.keys import Keys
 from publisher.source import small_files as read_module
 from publisher.source.large_files import LargeReader
 from publisher.source.scanned import Unread
@@ -214,6 +215,17 @@ def test_init_that_was_killed_is_done_again(tmp_path: Path, monkeypatch: pytest.
     assert store.manifest.revision == 0
     with pytest.raises(ConfigError, match="belong to a repository already"):
         create(str(tmp_path / "other"), NAME, NOW_S, store.keys)
+
+
+def test_init_makes_nothing_of_a_store_that_has_lost_its_head(store: Store, tree: Path) -> None:
+    store.publish(tree)
+    head = (store.path / TIMESTAMP).read_bytes()
+    (store.path / TIMESTAMP).unlink()
+    for keys in (store.keys, Keys(store.path.with_name("others"))):
+        with pytest.raises(StoreError, match="has lost its metadata/timestamp"):
+            create(str(store.path), NAME, NOW_S, keys)
+    (store.path / TIMESTAMP).write_bytes(head)
+    assert store.manifest.revision == 1
 
 
 def test_killed_just_before_the_head_moves(store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
