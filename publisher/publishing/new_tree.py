@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from itertools import chain
 from typing import NamedTuple
 
+from cvfs.errors import FormatError, IntegrityError, StoreError
 from cvfs.format.tree import Root, Tree, build, diff, edit
 from cvfs.model import NO_CONTENT, BlobRef, Entry, Manifest, Record, split
 from publisher.packs.locate import locate
@@ -26,6 +27,9 @@ from publisher.state.index import Index
 from publisher.state.index_update import update_index
 from publisher.state.stat_cache import StatCache
 from publisher.store import Store
+
+_DAMAGED = (StoreError, IntegrityError, FormatError)
+"""What a parent raises of which pages are lost or broken."""
 
 
 class StoredTree(NamedTuple):
@@ -61,12 +65,12 @@ class NewTree:
     def make(self, watch: Watch) -> StoredTree:
         """Store all contents and pages of the new tree."""
         root = self._store_all(watch)
-        changes = self._changes(root)
+        changes = self._changes(root, watch)
         return StoredTree(root, changes, not changes.is_any and self._is_repair(root), self._counts)
 
     def _store_all(self, watch: Watch) -> Root:
         with own_memory():
-            update_index(self._index, self._old, self._pages)
+            self._update_index()
             watch.begin(self._source, self._counts)
             with ExitStack() as stack:
                 threads = Threads.start(stack, self._options.workers)
@@ -75,6 +79,14 @@ class NewTree:
                 except BaseException:
                     threads.give_up()
                     raise
+
+    def _update_index(self) -> None:
+        """Learn where the parent's contents are; or what is left to learn, if all of it is to be replaced."""
+        try:
+            update_index(self._index, self._old, self._pages)
+        except _DAMAGED:
+            if self._options.at:
+                raise
 
     def _build(self, threads: Threads, watch: Watch) -> Root:
         options, index = self._options, self._index
@@ -106,12 +118,22 @@ class NewTree:
         news = upserts(self._old, at, root, records, self._published_s)
         return edit(self._old, self._pages, self._put_page, news, at)
 
-    def _changes(self, root: Root) -> Changes:
-        """What differs from the parent. Where contents are stored is no difference."""
-        parent, files = self._parent, self._counts.files
-        if parent.summary.entries == 1:
-            is_same = (parent.root, parent.level) == (root.page, root.level)
-            return Changes(files, 0, 0, 0, self._counts.directories + (not is_same))
+    def _changes(self, root: Root, watch: Watch) -> Changes:
+        """What differs from the parent; all does from one that is empty, or of which not all is left."""
+        parent, counts = self._parent, self._counts
+        if parent.summary.entries > 1:
+            try:
+                return self._compare(root)
+            except _DAMAGED as error:
+                if self._options.at:
+                    raise
+                watch.warn(f"what is new cannot be told: revision {parent.revision} is damaged: {error}")
+        is_same = (parent.root, parent.level) == (root.page, root.level)
+        return Changes(counts.files, 0, 0, 0, counts.directories + (not is_same))
+
+    def _compare(self, root: Root) -> Changes:
+        """Where contents are stored is no difference."""
+        files = self._counts.files
         new = changed = removed = directories = 0
         for before, after in diff(self._old, Tree(root.page, root.level, self._pages), self._pages):
             some = after or before

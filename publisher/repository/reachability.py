@@ -48,7 +48,7 @@ def check_kept(store: Store, manifest: Manifest) -> None:
     """Raise StoreError unless `is_kept`."""
     if not is_kept(store, manifest):
         raise StoreError(
-            f"revision {manifest.revision} is gone: gc has removed it (cvfs-publisher log says which are left)"
+            f"revision {manifest.revision} is gone: gc has removed it, or its root page is lost (cvfs-publisher log)"
         )
 
 

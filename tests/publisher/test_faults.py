@@ -459,6 +459,25 @@ def test_a_lost_pack_is_made_again_in_a_new_revision(store: Store, tree: Path) -
     assert run("check", store.path).returncode == 0
 
 
+def test_pages_that_are_lost_or_broken_are_made_again(store: Store, tree: Path, tmp_path: Path) -> None:
+    """If all of the tree is published: its parent need not be read then."""
+    make_tree(tree / "many", MANY)
+    store.publish(tree)
+    for breaks in (Path.unlink, lambda path: path.write_bytes(bytes(path.stat().st_size))):
+        breaks(store.path / blob_path(store.manifest.root.id))
+        store.state = tmp_path / f"state{store.manifest.revision}"
+        make_tree(tree, {b"new%d" % store.manifest.revision: File(data=b"new")})
+        refused = run("publish", store.path, tree, "--at", "x", "--state", store.state)
+        assert blob_path(store.manifest.root.id) in error_line(refused)
+        done = run("publish", store.path, tree, "--state", store.state)
+        assert done.returncode == 0, done.stderr
+        assert "revision" in done.stderr
+        assert "is damaged" in done.stderr
+        assert run("check", store.path).returncode == 0
+        assert store.snapshot() == snapshot(tree, count_links=True)
+    assert store.manifest.revision == 3
+
+
 def test_a_pack_that_only_others_have_lost_makes_no_revision(store: Store, tree: Path, tmp_path: Path) -> None:
     """The index knows places that the newest revision does not name."""
     first = os.urandom(3000)
