@@ -70,9 +70,9 @@ def command(
     from publisher.cli.publish_summary import summary
     from publisher.publishing.options import Options
     from publisher.publishing.publish import publish
-    from publisher.publishing.subtree import parse_path
     from publisher.publishing.threads import usable_cpus
     from publisher.repository.head import read_head
+    from publisher.repository.subtree import parse_path
     from publisher.signing.keys import default_keys
     from publisher.source.exclusion import exclusion
     from publisher.state.directory import state_directory

@@ -16,10 +16,10 @@ from publisher.publishing.page_writer import PageWriter
 from publisher.publishing.pipeline import Pipeline
 from publisher.publishing.process_memory import own_memory
 from publisher.publishing.report import Changes, Counts
-from publisher.publishing.subtree import upserts
 from publisher.publishing.threads import Threads
 from publisher.repository.pages import PageLoader
 from publisher.repository.reachability import ReachableBlobs
+from publisher.repository.subtree import upserts
 from publisher.source.scan import Scanner
 from publisher.source.small_files import BatchReader
 from publisher.source.tree import SourceTree

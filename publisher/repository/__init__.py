@@ -1,1 +1,1 @@
-"""The repository in a store: its head, its revisions and their pages, tags."""
+"""The repository in a store: its head, its revisions, their pages and subtrees, tags."""

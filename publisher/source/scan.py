@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from cvfs.errors import PublishError
 from cvfs.limits import MAX_NAME_BYTES, MAX_PATH_BYTES
 from cvfs.model import NO_CONTENT, Content, Entry, Record, join
+from publisher.repository.link_groups import link_group_number
 from publisher.source.entry import read_xattrs
-from publisher.source.scanned import LinkGroup, Run, Unread, known_as, link_group_number
+from publisher.source.scanned import LinkGroup, Run, Unread, known_as
 from publisher.source.tree import Directory, SourceTree
 from publisher.state.stat_cache import KnownDirectory, KnownFile, StatCache, is_settled
 

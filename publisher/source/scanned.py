@@ -5,7 +5,6 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import xxhash
 from msgspec.structs import replace
 
 from cvfs.model import Entry, Record
@@ -75,8 +74,3 @@ def known_as(entry: Entry, status: os.stat_result) -> KnownFile:
     if not stat.S_ISDIR(entry.mode) and entry.nlink != 1:
         entry = replace(entry, nlink=1, link_group=0)
     return KnownFile(entry, status.st_ino, status.st_ctime_ns, status.st_size)
-
-
-def link_group_number(path: bytes) -> int:
-    """The number of the link group whose first name is `path`: 63 bits, not 0."""
-    return (xxhash.xxh3_64_intdigest(path) & ((1 << 63) - 1)) or 1

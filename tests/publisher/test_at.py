@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvfs.errors import PublishError
-from publisher.publishing.subtree import parse_path
+from publisher.repository.subtree import parse_path
 from tests.publisher.stores import NOW_S, Store
 from tests.trees import Directory, Facts, File, Link, Tree, make_tree, snapshot, trees
 

@@ -13,7 +13,7 @@ from cvfs.format.pages import Key, key_of, order
 from cvfs.format.tree import Tree
 from cvfs.limits import MAX_PATH_BYTES
 from cvfs.model import NO_CONTENT, Entry, Record, split
-from publisher.source.scanned import link_group_number
+from publisher.repository.link_groups import link_group_number
 
 _NEW_DIRECTORY = 0o040755
 
