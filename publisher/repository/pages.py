@@ -1,7 +1,7 @@
 """The pages of a store, decoded."""
 
 from cvfs.format.pages import Inner, Page, decode_page
-from cvfs.format.tree import Tree
+from cvfs.format.tree import Root, Tree
 from cvfs.model import BlobRef, Manifest
 from publisher.repository.history import read_blob
 from publisher.store import Store
@@ -30,3 +30,7 @@ class PageLoader:
 
     def tree(self, manifest: Manifest) -> Tree:
         return Tree(manifest.root, manifest.level, self)
+
+    def tree_at(self, root: Root) -> Tree:
+        """One that no manifest names yet."""
+        return Tree(root.page, root.level, self)

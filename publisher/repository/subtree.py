@@ -41,6 +41,25 @@ def upserts(old: Tree, path: bytes, root: Entry, records: Iterator[Record], publ
     return chain(sorted(around, key=_key), records)
 
 
+def removal(old: Tree, path: bytes, published_s: int) -> Iterator[Record]:
+    """What to put into `old` after all at and below `path` has gone: what changes around it. In key order.
+
+    Raises PublishError: there is no such path, or it is the root.
+    """
+    found = old.find_path(path)
+    if found is None or not path:
+        raise PublishError(f"cannot remove {os.fsdecode(path)!r}: {'it is everything' if found else 'no such path'}")
+    above, _ = split(path)
+    parent = old.find_path(above)
+    assert parent is not None, "found below it"
+    changed = replace(
+        parent.entry,
+        nlink=parent.entry.nlink - found.entry.is_directory,
+        mtime_ns=published_s * 1_000_000_000,
+    )
+    return iter(sorted([Record(split(above)[0], changed, NO_CONTENT), *_orphans(old, path)], key=_key))
+
+
 def _parents(old: Tree, path: bytes, root: Entry, published_s: int) -> Iterator[Record]:
     """The directories above `path`: those that are missing, and the first above them, which gets a subdirectory."""
     found = old.find_path(path)

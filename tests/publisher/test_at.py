@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvfs.errors import PublishError
+from publisher.maintenance.remove import remove
 from publisher.repository.subtree import parse_path
+from publisher.store import open_store
 from tests.publisher.stores import NOW_S, Store
 from tests.trees import Directory, Facts, File, Link, Tree, make_tree, snapshot, trees
 
@@ -43,6 +45,51 @@ def test_a_part_is_as_if_the_whole_had_been_published(data: st.DataObject, whole
         alone = Store(top / "alone")
         alone.publish(top / "whole")
         assert [r.entry.link_group for r in store.records()] == [r.entry.link_group for r in alone.records()]
+
+
+@settings(max_examples=40)
+@given(data=st.data(), whole=trees(14))
+def test_what_is_removed_is_as_if_it_had_never_been_published(data: st.DataObject, whole: Tree) -> None:
+    paths = [path for path in sorted(whole) if path]
+    if not paths:
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        top = Path(directory)
+        make_tree(top / "whole", whole)
+        store = Store(top / "store")
+        store.publish(top / "whole")
+        gone = data.draw(st.sampled_from(paths))
+        _remove(store, gone)
+        target = top / "whole" / Path(os.fsdecode(gone))
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink()
+        wanted = snapshot(top / "whole", count_links=True)
+        assert _without_time(store.snapshot(), gone) == _without_time(wanted, gone)
+        alone = Store(top / "alone")
+        alone.publish(top / "whole")
+        assert [r.entry.link_group for r in store.records()] == [r.entry.link_group for r in alone.records()]
+        store.publish(top / "whole")
+        assert store.snapshot() == wanted
+
+
+def _remove(store: Store, *paths: bytes) -> None:
+    opened = open_store(str(store.path))
+    with opened.lock(None):
+        remove(opened, store.keys, store.state, paths, "", NOW_S, NOW_S, pytest.fail)
+
+
+def test_what_is_not_there_cannot_be_removed(tmp_path: Path, store: Store) -> None:
+    make_tree(tmp_path / "tree", {b"a/1": File(data=b"x"), b"a/2": File(data=b"x"), b"b": File(data=b"x")})
+    store.publish(tmp_path / "tree")
+    for paths, told in (([b"a/1", b"a/3"], "'a/3': no such path"), ([b""], "everything"), ([b"a", b"a/1"], "'a/1'")):
+        with pytest.raises(PublishError, match=told):
+            _remove(store, *paths)
+    assert store.manifest.revision == 1
+    _remove(store, b"a/1", b"b")
+    assert sorted(store.snapshot()) == [b"", b"a", b"a/2"]
+    assert store.manifest.revision == 2
 
 
 def _replace(target: Path, part: Path) -> None:
