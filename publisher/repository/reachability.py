@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from cvfs.errors import FormatError, StoreError
+from cvfs.errors import FormatError, IntegrityError, StoreError
 from cvfs.format.pages import Inner, LocationPage, Page, decode_page
 from cvfs.model import BlobRef, Manifest
 from publisher.repository.history import read_blob
@@ -16,6 +16,10 @@ class ReachableBlobs:
         self._store = store
         self._pages: set[BlobRef] = set()
         self._packs: set[BlobRef] = set()
+
+    @property
+    def packs(self) -> set[BlobRef]:
+        return self._packs
 
     @property
     def blobs(self) -> set[BlobRef]:
@@ -66,7 +70,7 @@ def add_complete(reachable: ReachableBlobs, manifest: Manifest) -> None:
     """As `reachable.add`; the error tells which revision it is that lacks a page."""
     try:
         reachable.add(manifest)
-    except StoreError as error:
+    except (StoreError, IntegrityError) as error:
         raise StoreError(f"revision {manifest.revision} is not complete any more: {error}") from error
 
 

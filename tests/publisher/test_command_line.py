@@ -132,7 +132,7 @@ def test_log_and_diff_write_no_line_feeds_and_no_escape_sequences(store: Store, 
 def test_no_more_threads_than_processors_that_may_be_used(
     store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def record(_store: object, workers: int) -> CheckReport:
+    def record(_store: object, workers: int, *, has_all: bool) -> CheckReport:
         started.append(workers)
         return CheckReport("", 0, 0, 0, 0, [])
 
@@ -200,6 +200,23 @@ def test_check_finds_what_is_missing_or_wrong(store: Store, tree: Path) -> None:
         assert pack.name in result.stderr
     report = json.loads(run("check", store.path, "--json").stdout)
     assert (len(report["errors"]), report["packs"]) == (1, 1)
+
+
+def test_check_of_all_finds_what_older_revisions_lack(store: Store, tree: Path) -> None:
+    run("publish", store.path, tree, "--state", store.state)
+    before = store.blobs()
+    (tree / "a").write_bytes(b"other")
+    run("publish", store.path, tree, "--state", store.state)
+    assert "revision 2 and 2 before: 2 packs" in run("check", store.path, "--all").stdout
+    run("publish", store.path, tree / "d", "--state", store.state)
+    for name in before:
+        path = store.path / name
+        right = path.read_bytes()
+        path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+        done = run("check", store.path, "--all")
+        assert (done.returncode, path.name in done.stderr) == (1, True), done
+        path.write_bytes(right)
+    assert run("check", store.path, "--all").returncode == 0
 
 
 @pytest.mark.parametrize("command", ["init", "publish", "serve", "log", "check"])
