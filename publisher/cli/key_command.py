@@ -76,6 +76,7 @@ def rotate_command(
 
     Clients follow by themselves. After a theft of the snapshot or the timestamp key, rotate both: that also undoes
     whatever version numbers the thief has made clients believe. Of several root keys, the first one here is replaced.
+    The new key is protected by a passphrase if the old one is.
 
     \b
     Example:
@@ -86,7 +87,8 @@ def rotate_command(
     opened = open_store(store)
     keys = find_keys(opened, keys_dir, root_paths)
     with locked(opened):
-        _say_root(rotate(opened, keys, role, new_passphrase(is_protected), now_s()), keys)
+        passphrase = new_passphrase(is_protected or keys.is_protected(role))
+        _say_root(rotate(opened, keys, role, passphrase, now_s()), keys)
 
 
 @command.command("add-root")

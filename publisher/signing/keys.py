@@ -83,6 +83,10 @@ class Keys:
             return [(f"${variable}", self._decode(_decode_variable(os.environ[variable], variable), variable))]
         return [(str(path), self.load(path)) for path in self.candidates(role)]
 
+    def is_protected(self, role: str) -> bool:
+        """Whether a passphrase protects a key of `role` that is in a file. Raises ConfigError: it cannot be read."""
+        return any(b"ENCRYPTED" in _read(path) for path in self.candidates(role))
+
     def unlock(self) -> None:
         """Ask for the passphrases of all keys but the root's now: later there may be something else on the terminal.
 

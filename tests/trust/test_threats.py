@@ -257,6 +257,18 @@ def test_passphrase(tmp_path: Path) -> None:
     assert repository.read("--root", repository.keys / "root.json") == "one"
 
 
+def test_a_key_in_place_of_a_protected_one_is_protected(tmp_path: Path) -> None:
+    repository, secret = Repository(tmp_path), {"CVFS_KEY_PASSPHRASE": "open sesame"}
+    repository.ok("init", repository.store, "--name", "a.b", "--passphrase", **secret)
+    for role in ("root", "targets", "snapshot", "timestamp"):
+        before = (repository.keys / f"{role}.pem").read_bytes()
+        repository.ok("key", "rotate", repository.store, role, **secret)
+        after = (repository.keys / f"{role}.pem").read_bytes()
+        assert before != after
+        assert (b"ENCRYPTED" in after) is (b"ENCRYPTED" in before) is (role != "timestamp")
+    repository.publish("one", **secret)
+
+
 @pytest.mark.parametrize("encode", [lambda data: data.decode(), lambda data: base64.b64encode(data).decode()])
 def test_keys_from_the_environment(repository: Repository, tmp_path: Path, encode: Any) -> None:
     keys = {
