@@ -71,12 +71,13 @@ def locked(store: DirectoryStore, *, to_write: bool = True) -> AbstractContextMa
     return store.lock(lambda: terminal.console.print(waiting), to_write=to_write)
 
 
-def check_apart(tree: str, places: dict[str, Path]) -> None:
-    """Raise ConfigError if one of `places`, by what it is called, is in `tree`: it changes while that is published."""
+def check_apart(tree: str, places: dict[str, Path], outer: str = "tree") -> None:
+    """Raise ConfigError if one of `places`, by what it is called, is in `tree`, which is called `outer`: a tree must
+    not change while it is published, and whoever reads a store must not find keys."""
     top = Path(os.path.realpath(tree))
     for what, place in places.items():
         if Path(os.path.realpath(place)).is_relative_to(top):
-            raise ConfigError(f"the {what} {place} is inside the tree {tree}")
+            raise ConfigError(f"the {what} {place} is inside the {outer} {tree}")
 
 
 def now_s() -> int:

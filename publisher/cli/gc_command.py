@@ -1,5 +1,6 @@
 """cvfs-publisher gc."""
 
+import math
 from pathlib import Path
 
 import click
@@ -11,6 +12,12 @@ from publisher.cli.common import find_keys, json_option, keys_option, locked, no
 from publisher.store import open_store
 
 
+def _number(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if math.isnan(value):  # which is in every range
+        raise click.BadParameter("not a number", context, parameter)
+    return value
+
+
 @click.command("gc")
 @store_argument
 @click.option("--keep", required=True, type=click.IntRange(min=1), metavar="N", help="Keep the newest N revisions.")
@@ -18,7 +25,8 @@ from publisher.store import open_store
     "--grace",
     "grace_hours",
     default=24.0,
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(0, 1e6),
+    callback=_number,
     show_default=True,
     metavar="HOURS",
     help="Keep what was the newest revision so recently, for clients that use it.",

@@ -55,7 +55,8 @@ def command(
     from publisher.signing.keys import ROOT_FILE, Keys, default_keys
 
     keys = Keys(keys_dir or default_keys(name), root_paths, ask_passphrase)
-    check_apart(store, {"key directory": keys.directory} | {f"root key {path.name}": path for path in root_paths})
+    places = {"key directory": keys.directory} | {f"root key {path.name}": path for path in root_paths}
+    check_apart(store, places, "store")
     security = Security(root_threshold, timestamp_days, passphrase=new_passphrase(is_protected))
     create(store, name, _date_of_first(timestamp_days), keys, security)
     root = keys.known_root() or b""

@@ -149,7 +149,8 @@ class Keys:
             protection = serialization.BestAvailableEncryption(passphrase.encode())
         pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
         try:
-            make_directory(path.parent)
+            if path.parent == self.directory:
+                make_directory(path.parent)  # Another has to be there: it may be where a medium is to be mounted.
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             with open(descriptor, "wb") as file:
                 file.write(pem)

@@ -328,6 +328,13 @@ def test_what_was_collected_is_said_to_be_gone(store: Store) -> None:
     assert error_line(run("diff", store.path, "1")).startswith("revision 1 is gone: gc has removed it")
 
 
+@pytest.mark.parametrize("grace", ["nan", "inf", "-1"])
+def test_grace_that_is_no_time(store: Store, grace: str) -> None:
+    refused = run("gc", store.path, "--keep", "1", "--grace", grace)
+    assert refused.returncode == 2
+    assert "Invalid value for '--grace'" in refused.stderr
+
+
 def test_command_lines(store: Store) -> None:
     done = run("rollback", store.path, "1", "-m", "broken", "--state", store.state)
     assert done.stdout == "Published revision 5, equal to revision 1\n", done.stderr

@@ -236,9 +236,20 @@ def test_keys_are_files_of_their_owner_outside_of_the_store(repository: Reposito
     assert stat.S_IMODE(repository.keys.stat().st_mode) == 0o700
     assert not list(repository.store.rglob("*.pem"))
     inside = repository.run("init", repository.top / "s2", "--name", "a.b", "--keys", repository.top / "s2/keys")
-    assert "is inside the tree" in inside.stderr
+    assert "is inside the store" in inside.stderr
     (repository.keys / "targets.pem").chmod(0o644)
     assert "others can read the key" in repository.run("publish", repository.store, repository.tree).stderr
+
+
+def test_a_root_key_is_not_put_where_its_medium_should_be(repository: Repository, tmp_path: Path) -> None:
+    away = tmp_path / "media/safe/root.pem"
+    for words in (
+        ("init", tmp_path / "other", "--name", "a.b", "--keys", tmp_path / "others", "--root-key", away),
+        ("key", "add-root", repository.store, away),
+    ):
+        refused = repository.run(*words)
+        assert f"cannot write the key {away}: No such file or directory" in refused.stderr
+        assert not (tmp_path / "media").exists()
 
 
 def test_passphrase(tmp_path: Path) -> None:
