@@ -15,6 +15,7 @@ from publisher.cli.passphrase import ask_passphrase
 from publisher.store import DirectoryStore
 
 if TYPE_CHECKING:
+    from cvfs.model import Manifest
     from publisher.signing.keys import Keys
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -113,3 +114,12 @@ def show_mount(root_sha256: str) -> str:
 def warn(text: str) -> None:
     """Of what does not make a command fail."""
     click.echo(f"{PROGRAM}: warning: {' '.join(text.split())}", err=True)
+
+
+def warn_of_clock(newest: "Manifest") -> None:
+    """Of a clock that has gone back since the newest revision, or had gone ahead: what it signs expires as it says."""
+    if newest.published_s > now_s() + _CLOCKS_DIFFER_S:
+        warn(
+            f"revision {newest.revision} is of {show_minute(newest.published_s)}, but the clock of this host says "
+            f"{show_minute(now_s())}: it is wrong, or was then"
+        )

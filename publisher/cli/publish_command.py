@@ -18,6 +18,7 @@ from publisher.cli.common import (
     now_s,
     store_argument,
     warn,
+    warn_of_clock,
 )
 from publisher.store import open_store
 
@@ -80,7 +81,9 @@ def command(
     opened = open_store(store)
     excluded, threads = exclusion(exclude), workers or usable_cpus()
     options = Options(parse_path(at), level, message, dry_run, accept_rollback, excluded, threads, made_s())
-    repository = read_head(opened).manifest.repository
+    newest = read_head(opened).manifest
+    warn_of_clock(newest)
+    repository = newest.repository
     kept = state or state_directory(store, repository)
     check_apart(tree, {"store": opened.path, "state directory": kept})
     keys = None if dry_run else find_keys(opened, keys_dir or default_keys(repository))

@@ -16,6 +16,7 @@ from publisher.cli.common import (
     state_option,
     store_argument,
     warn,
+    warn_of_clock,
 )
 from publisher.store import open_store
 
@@ -45,8 +46,9 @@ def command(
 
     wanted = [parse_path(path) for path in paths]
     opened = open_store(store)
-    kept = state or state_directory(store, read_head(opened).manifest.repository)
-    keys = find_keys(opened, keys_dir)
+    newest = read_head(opened).manifest
+    warn_of_clock(newest)
+    keys, kept = find_keys(opened, keys_dir), state or state_directory(store, newest.repository)
     with locked(opened):
         made = remove(opened, keys, kept, wanted, message, now_s(), made_s(), warn)
     if as_json:

@@ -5,7 +5,17 @@ from pathlib import Path
 import click
 
 from cvfs import terminal
-from publisher.cli.common import find_keys, json_option, keys_option, locked, now_s, state_option, store_argument, warn
+from publisher.cli.common import (
+    find_keys,
+    json_option,
+    keys_option,
+    locked,
+    now_s,
+    state_option,
+    store_argument,
+    warn,
+    warn_of_clock,
+)
 from publisher.cli.revision import find_manifest
 from publisher.store import open_store
 
@@ -32,6 +42,7 @@ def command(store: str, revision: str, message: str, state: Path | None, keys_di
 
     opened = open_store(store)
     head = read_head(opened)
+    warn_of_clock(head.manifest)
     number = find_manifest(opened, head, revision).revision
     keys, kept = find_keys(opened, keys_dir), state or state_directory(store, head.manifest.repository)
     with locked(opened):

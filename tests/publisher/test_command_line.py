@@ -238,6 +238,20 @@ def test_dates_that_are_none(store: Store, tree: Path, epoch: str, told: str) ->
     assert store.manifest.revision == 0
 
 
+def test_a_clock_that_has_gone_back_is_told(store: Store, tree: Path) -> None:
+    store.publish(tree, published_s=int(time.time()) + 10 * 86_400)
+    keys = ("--keys", store.keys.directory)
+    for words in (
+        ("publish", store.path, tree),
+        ("remove", store.path, "a", *keys),
+        ("rollback", store.path, "1", *keys),
+    ):
+        done = run(*words, "--state", store.state)
+        assert done.returncode == 0
+        assert done.stderr.startswith("cvfs-publisher: warning: revision ")
+        assert "it is wrong, or was then" in done.stderr
+
+
 @pytest.mark.parametrize("words", [("gc", "--keep", "1"), ("tag", "v1"), ("log",), ("init", "--name", "a.b")])
 def test_store_that_is_a_variable_which_is_not_set(words: tuple[str, ...]) -> None:
     refused = run(words[0], "", *words[1:])
