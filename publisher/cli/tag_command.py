@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command("tag")
 @store_argument
 @click.argument("name", required=False)
-@click.argument("revision", required=False, type=click.IntRange(min=0))
+@click.argument("revision", required=False)
 @click.option("--delete", is_flag=True, help="Take the name away.")
 @click.option("--move", is_flag=True, help="Give a name that another revision has to this one.")
 @click.option("--list", "is_list", is_flag=True, help="Show all tags (also without NAME).")
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 def command(
     store: str,
     name: str | None,
-    revision: int | None,
+    revision: str | None,
     delete: bool,
     move: bool,
     is_list: bool,
     keys_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Give the name NAME to REVISION of STORE, or to the newest.
+    """Give the name NAME to REVISION of STORE, a number or a tag, or to the newest.
 
     Clients use it with `cvfs mount URL@NAME DIR`. Tags are signed; no new revision is made.
 
@@ -42,6 +42,7 @@ def command(
     Examples:
       cvfs-publisher tag /srv/software v1.0
       cvfs-publisher tag /srv/software stable 41 --move
+      cvfs-publisher tag /srv/software production stable --move
       cvfs-publisher tag /srv/software v0.9 --delete
     """
     if is_list + delete + move > 1 or (is_list and name) or (delete and revision is not None):
@@ -60,15 +61,17 @@ def command(
 
 
 def _change(
-    store: DirectoryStore, name: str, revision: int | None, delete: bool, move: bool, keys_dir: Path | None
+    store: DirectoryStore, name: str, revision: str | None, delete: bool, move: bool, keys_dir: Path | None
 ) -> "Ancestor":
-    from publisher.repository.tags import delete_tag, set_tag
+    from publisher.repository.head import read_head
+    from publisher.repository.tags import delete_tag, find_named, set_tag
 
     keys = find_keys(store, keys_dir)
     with locked(store):
         if delete:
             return delete_tag(store, keys, name, now_s())
-        return set_tag(store, keys, name, revision, now_s(), move=move)
+        number = None if revision is None else find_named(store, read_head(store), revision).revision
+        return set_tag(store, keys, name, number, now_s(), move=move)
 
 
 def _read(store: DirectoryStore) -> "Tags":

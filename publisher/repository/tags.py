@@ -27,6 +27,16 @@ def read_tags(store: Store, head: Head) -> Tags:
     return decode_tags(plain)
 
 
+def find_named(store: Store, head: Head, text: str) -> Ancestor:
+    """The revision that a number or a tag means. Raises StoreError: there is none."""
+    if text.isascii() and text.isdigit():
+        return find_revision(store, head.manifest, head.blob, int(text))
+    found = read_tags(store, head).get(text)
+    if found is None:
+        raise StoreError(f"{head.manifest.repository} has no revision or tag {text!r}")
+    return found
+
+
 def set_tag(store: Store, keys: Keys, name: str, number: int | None, now_s: int, *, move: bool = False) -> Ancestor:
     """Let `name` mean revision `number`, or the newest. The caller holds the lock.
 

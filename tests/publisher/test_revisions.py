@@ -328,6 +328,14 @@ def test_what_was_collected_is_said_to_be_gone(store: Store) -> None:
     assert error_line(run("diff", store.path, "1")).startswith("revision 1 is gone: gc has removed it")
 
 
+def test_a_tag_can_be_given_to_what_another_means(store: Store) -> None:
+    keys = ("--keys", store.keys.directory)
+    assert run("tag", store.path, "v2", "2", *keys).returncode == 0
+    assert run("tag", store.path, "stable", "v2", *keys).stdout.startswith("stable: revision 2, ")
+    assert run("tag", store.path, "stable", "4", "--move", *keys).stdout.startswith("stable: revision 4, ")
+    assert "has no revision or tag 'v3'" in error_line(run("tag", store.path, "stable", "v3", "--move", *keys))
+
+
 @pytest.mark.parametrize("grace", ["nan", "inf", "-1"])
 def test_grace_that_is_no_time(store: Store, grace: str) -> None:
     refused = run("gc", store.path, "--keep", "1", "--grace", grace)
