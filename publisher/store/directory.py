@@ -178,7 +178,7 @@ class DirectoryStore:
         """Where there is room for what is written; a store that was copied from a mirror has none yet."""
         self.make_directory(_TEMPORARY)
         descriptor = os.open(f"{self._root}/{_LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
-        self._share(descriptor)
+        self._share(descriptor, 0o666)
         return descriptor
 
     def _take_turn(self, descriptor: int, waiting: Waiting | None) -> None:
@@ -202,7 +202,7 @@ class DirectoryStore:
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             try:
-                self._share(descriptor)
+                self._share(descriptor, 0o644)  # Replaced by others of the group, if at all, but not written to.
                 write_all(descriptor, data)
                 if durable:
                     os.fsync(descriptor)
@@ -236,10 +236,11 @@ class DirectoryStore:
             with suppress(OSError):
                 os.chmod(path, self._mode)
 
-    def _share(self, descriptor: int) -> None:
-        """Not with who made it before, nor where a file system has no permissions."""
+    def _share(self, descriptor: int, mode: int) -> None:
+        """Let others have what of `mode` they have of the store. Not of a file that another has made, nor where a file
+        system has no permissions."""
         with suppress(OSError):
-            os.fchmod(descriptor, self._mode & 0o666)
+            os.fchmod(descriptor, self._mode & mode)
 
     def _blob(self, ref: BlobRef) -> str:
         return f"{self._root}/{blob_path(ref.id)}"
