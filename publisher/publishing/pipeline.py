@@ -22,7 +22,7 @@ from publisher.publishing.report import Counts
 from publisher.publishing.threads import READERS
 from publisher.source.large_files import LargeReader
 from publisher.source.scanned import Run, Unread
-from publisher.source.small_files import BatchReader, Plain, changed
+from publisher.source.small_files import BatchReader, Plain
 from publisher.source.tree import SourceTree
 from publisher.state.index import Index
 from publisher.state.stat_cache import StatCache
@@ -149,7 +149,7 @@ class Pipeline:
 
     def _read_large(self, file: Unread) -> None:
         if not self._try_large(file) and not self._try_large(file):
-            raise changed(self._source, file)
+            raise self._source.changed(file.path)
 
     def _try_large(self, file: Unread) -> bool:
         """Read a large file, the next window while one is dealt with. False if it changed meanwhile."""

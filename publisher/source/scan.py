@@ -130,7 +130,7 @@ class Scanner:
     def _with_links(self, entry: Entry, status: os.stat_result, path: bytes, counts: dict[bytes, int]) -> Entry:
         if stat.S_ISDIR(entry.mode):
             if path not in counts:
-                raise PublishError(f"changed while it was read: {self._source.show(path)}")
+                raise self._source.changed(path)
             nlink = 2 + counts[path]
             return entry if entry.nlink == nlink else replace(entry, nlink=nlink)
         group = self._group(status, path) if status.st_nlink > 1 else None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from typing import NamedTuple
 
-from cvfs.errors import PublishError
 from cvfs.format.blob import digest
 from cvfs.limits import KIB
 from cvfs.model import Digest
@@ -69,12 +68,8 @@ def _read(source: SourceTree, file: Unread) -> Plain:
     if data is None:
         data = _read_once(source, file)
     if data is None:
-        raise changed(source, file)
+        raise source.changed(file.path)
     return data
-
-
-def changed(source: SourceTree, file: Unread) -> PublishError:
-    return PublishError(f"changed while it was read: {source.show(file.path)}")
 
 
 def _read_once(source: SourceTree, file: Unread) -> Plain | None:

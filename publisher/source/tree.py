@@ -19,6 +19,9 @@ _HELD_NAMES = 1_000_000
 """Listings made ahead of their turn are kept up to so many names in all (100 MB), and made again beyond."""
 
 
+_AT_REST = " (publish again when nothing changes it, or leave it out with --exclude)"
+
+
 class Listing(NamedTuple):
     """The sorted names of a directory with whether each is a directory."""
 
@@ -64,7 +67,13 @@ class SourceTree:
         advice = ""
         if error.errno in (errno.EACCES, errno.EPERM):
             advice = " (let the publisher's user read it, or leave it out with --exclude)"
+        elif error.errno in (errno.ENOENT, errno.ESTALE):
+            advice = _AT_REST
         return PublishError(f"cannot read {self.show(path)}: {error.strerror}{advice}")
+
+    def changed(self, path: bytes) -> PublishError:
+        """What is to be raised of a path that is not what it was a moment before."""
+        return PublishError(f"changed while it was read: {self.show(path)}{_AT_REST}")
 
     def entry(
         self,
