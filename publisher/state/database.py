@@ -14,8 +14,9 @@ from cvfs.errors import StoreError
 _VERSION = b"2"
 """Of the layout of the tables. A directory of another version is thrown away."""
 
-_MAP_BYTES = 1 << 38
-"""Address space, not memory or disk."""
+_MAP_BYTES = (1 << 38, 1 << 34, 1 << 30, 1 << 28)
+"""Address space, not memory or disk: the first of these that may be had, since it may be limited (`ulimit -v`). An
+index of 200,000 small files takes 32 MB."""
 
 _NAMES = (b"meta", b"objects", b"large", b"chunks", b"packs", b"numbers", b"pages", b"files", b"trees")
 
@@ -104,12 +105,22 @@ def _open_or_reset(path: Path) -> lmdb.Environment:
         raise StoreError(f"cannot keep state in {path}: {error} (choose with --state DIR)") from error
 
 
-def _open(path: Path) -> lmdb.Environment:
+def _map(path: Path) -> lmdb.Environment:
     """Without LMDB's own locks: who has ours is alone, and theirs are a file in memory, which a full disk has no room
     for: a SIGBUS."""
-    environment = lmdb.open(
-        str(path), map_size=_MAP_BYTES, max_dbs=len(_NAMES), metasync=False, readahead=False, lock=False
-    )
+    for map_bytes in _MAP_BYTES:
+        try:
+            return lmdb.open(
+                str(path), map_size=map_bytes, max_dbs=len(_NAMES), metasync=False, readahead=False, lock=False
+            )
+        except lmdb.MemoryError:
+            if map_bytes == _MAP_BYTES[-1]:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _open(path: Path) -> lmdb.Environment:
+    environment = _map(path)
     try:
         info, page_bytes = environment.info(), environment.stat()["psize"]
         if (path / "data.mdb").stat().st_size < (info["last_pgno"] + 1) * page_bytes and info["last_pgno"] > 1:

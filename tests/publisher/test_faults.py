@@ -267,6 +267,15 @@ def test_disk_full(tmp_path: Path, size_kib: int) -> None:
         subprocess.run(["umount", disk], check=True)
 
 
+def test_address_space_that_is_limited(store: Store, tree: Path) -> None:
+    """As on hosts where many work: 6 GB, which is less than the index would have."""
+    line = command("publish", store.path, tree, "--state", store.state)
+    limited = ["sh", "-c", 'ulimit -v 6000000 && exec "$@"', "sh", *line]
+    done = subprocess.run(limited, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert store.manifest.revision == 1
+
+
 @needs_root
 def test_state_on_a_full_disk_is_one_line(tmp_path: Path, store: Store, tree: Path) -> None:
     with small_disk(tmp_path / "disk", "300k") as disk:
