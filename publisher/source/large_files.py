@@ -42,6 +42,11 @@ class LargeReader:
             self._descriptor = os.open(file.path, OPEN_FLAGS, dir_fd=source.descriptor)
         except OSError as error:
             raise source.error(file.path, error) from error
+        try:
+            source.check_file(self._descriptor, file.path)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
         self._size = file.status.st_size
         self._hasher = blake3(max_threads=blake3.AUTO)
         self._cutter = FastCDC(avg_size=AVERAGE_CHUNK_BYTES, min_size=MIN_CHUNK_BYTES, max_size=MAX_CHUNK_BYTES)

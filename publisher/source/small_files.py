@@ -82,6 +82,8 @@ def _read_once(source: SourceTree, file: Unread) -> Plain | None:
             data = _read_whole(descriptor, min(size, MAX_SMALL_BYTES))
             xattrs = read_xattrs(descriptor)
             file.status = os.fstat(descriptor)
+            if not is_unchanged(before, file.status):
+                source.check_file(descriptor, file.path)
         finally:
             os.close(descriptor)
     except OSError as error:

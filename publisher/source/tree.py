@@ -58,9 +58,31 @@ class SourceTree:
     def open_directory(self, path: bytes) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         try:
-            return os.open(path or b".", flags, dir_fd=self.descriptor)
+            descriptor = os.open(path or b".", flags, dir_fd=self.descriptor)
         except OSError as error:
             raise self.error(path, error) from error
+        try:
+            self.check_inside(descriptor, path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def check_file(self, descriptor: int, path: bytes) -> None:
+        """Raise PublishError if what was opened as `path` is not inside, or no regular file any more."""
+        self.check_inside(descriptor, path)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise self.changed(path)
+
+    def check_inside(self, descriptor: int, path: bytes) -> None:
+        """Raise PublishError if what was opened as `path` is something else, a directory above it having been replaced
+        by a symbolic link: whoever owns a tree may not be allowed to read what its publisher is."""
+        try:
+            top, found = (os.readlink(b"/proc/self/fd/%d" % each) for each in (self.descriptor, descriptor))
+        except OSError:
+            return  # There is no /proc, or the path is too long for it.
+        if path and found != top.rstrip(b"/") + b"/" + path:
+            raise self.changed(path)
 
     def error(self, path: bytes, error: OSError) -> PublishError:
         """An error that names the path, and says what to do if there is something."""

@@ -366,6 +366,43 @@ def test_a_file_that_disappears_is_named(store: Store, tree: Path, monkeypatch: 
     assert store.manifest.revision == 0
 
 
+@pytest.mark.parametrize("moment", ["listed", "scanned"])
+@pytest.mark.parametrize("size", [1000, 6 << 20])
+def test_a_directory_that_becomes_a_symbolic_link_leads_nowhere(
+    store: Store, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, size: int
+) -> None:
+    """Whoever owns the tree would have files published that only the publisher may read."""
+    make_tree(tree / "up", {b"in/secret": File(data=b"1" * size)})
+    make_tree(tmp_path / "etc", {b"in/secret": File(data=b"2" * size)})
+
+    def swap() -> None:
+        if not (tree / "up").is_symlink():
+            (tree / "up").rename(tmp_path / "away")
+            (tree / "up").symlink_to(tmp_path / "etc")
+
+    original = SourceTree.open_directory
+
+    def open_directory(source: SourceTree, path: bytes) -> int:
+        if path == b"up/in":
+            swap()
+        return original(source, path)
+
+    def wait_until_settled(status: os.stat_result) -> int:
+        if status.st_size == size:
+            swap()
+        return 0
+
+    if moment == "listed":
+        monkeypatch.setattr(SourceTree, "open_directory", open_directory)
+    else:
+        monkeypatch.setattr(read_module, "wait_until_settled", wait_until_settled)
+        monkeypatch.setattr("publisher.source.large_files.wait_until_settled", wait_until_settled)
+    with pytest.raises(PublishError, match=r"changed while it was read: .*up/in"):
+        store.publish(tree)
+    assert (tree / "up").is_symlink()
+    assert store.manifest.revision == 0
+
+
 def test_two_publishers_one_waits(store: Store, tree: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     make_tree(other, {b"c": File(data=b"c")})
