@@ -55,3 +55,13 @@ def test_what_is_made_in_a_store_has_the_permissions_of_its_directory(tmp_path: 
     assert len(found) > 20
     for name, has in found.items():
         assert has == (mode if (path / name).is_dir() else mode & (0o666 if name.endswith("lock") else 0o644)), name
+
+
+def test_state_is_for_its_owner_alone(tmp_path: Path, tree: Path) -> None:
+    """Who can write there can say what a tree looks like; so it is whatever the umask, and with what is above it."""
+    store, state = Store(tmp_path / "store"), tmp_path / "a/b"
+    words = command("publish", store.path, tree, "--state", state, "--keys", store.keys.directory)
+    line = ["sh", "-c", 'umask 0 && exec "$@"', "sh"]
+    subprocess.run([*line, *words], env=environment(), check=True, stdout=subprocess.DEVNULL)
+    for directory in (state, state.parent):
+        assert directory.stat().st_mode & 0o777 == 0o700
