@@ -636,6 +636,7 @@ def test_pack_that_another_process_explodes_is_left_to_it(small: World) -> None:
     async def work(client: Client) -> None:
         await read_all(client)
         await stored(client, *NAMES)
+        await client.fetcher.wait_until_stored()  # who has stored it holds its lock a moment longer
         [pack] = {await client.pack_of(name) for name in NAMES}
         with contextlib.closing(Cache(small.cache, ROOM)) as other:
             lock = other.locks.try_lock(pack.id)
