@@ -1,4 +1,4 @@
-"""Putting a tree in place of one path of a repository, and what that means for the paths around it."""
+"""Putting a tree, or nothing, in place of one path of a repository, and what that means for the paths around it."""
 
 import heapq
 import os
