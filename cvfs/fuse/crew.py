@@ -71,14 +71,15 @@ class Crew:
         link.send(worker.socket, {"type": "take", **first}, self._held.descriptors)
 
     def start_anew(self) -> None:
-        """Workers of a new template for all slots. Call it only while none are coming.
+        """Workers of a new template for all slots; while nothing is mounted, one that mounts: the others come after it.
+        Call it only while none are coming.
 
         Raises OSError: there can be none, and nothing has changed.
         """
         self._former, self._template = self._template, None
         self.is_reloading = True
         try:
-            for slot in range(self.count):
+            for slot in range(1 if self._held.device is None else self.count):
                 self.start(slot)
         except OSError:
             self.call_off()

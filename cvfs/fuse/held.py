@@ -37,6 +37,8 @@ class Held:
         for name in descriptors.keys() & self.descriptors.keys():
             os.close(self.descriptors[name])
         self.descriptors |= descriptors
+        if FUSE + "0" in descriptors:
+            self.state.pop("resend", None)  # of the mount before
         if LISTENER in descriptors:
             # Whoever connects sees the credentials of the last one who listened: the process that stays.
             with socket.socket(fileno=os.dup(descriptors[LISTENER])) as listener:
@@ -58,6 +60,11 @@ class Held:
         return self.device is not None and is_connected(self.device)
 
     @property
+    def is_initialized(self) -> bool:
+        """Whether something is mounted whose INIT was answered: then it is known what the kernel can do."""
+        return self.device is not None and "resend" in self.state
+
+    @property
     def can_resend(self) -> bool:
         """Whether the kernel can be had to queue again what was read and not answered."""
         return self._may_resend and bool(self.state.get("resend"))
@@ -73,7 +80,7 @@ class Held:
         return True
 
     def refuse_request(self) -> bool:
-        """Answer one request with EIO, if there is one. False: the mount is gone."""
+        """Answer one request with EIO, if there is one; none may be INIT. False: the mount is gone."""
         if self.device is None:
             return True
         try:

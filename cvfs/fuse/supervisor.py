@@ -84,7 +84,7 @@ class Supervisor:
         for number in senders:
             poll.register(number, select.POLLIN)
         device = self._held.device
-        if device is not None and (self._succession.is_hopeless or self._vigil.is_resting):
+        if device is not None and (self._is_refusing or self._vigil.is_resting):
             poll.register(device, select.POLLIN)
         for number, _ in poll.poll(self._patience_ms()):
             if number == signals:
@@ -163,10 +163,15 @@ class Supervisor:
 
     def _take_request(self) -> None:
         """Something is asked of the mount that nobody can answer, or that nobody watched for."""
-        if not self._succession.is_hopeless:
+        if not self._is_refusing:
             self._watch()
         elif not self._held.refuse_request():
             self._status = 0
+
+    @property
+    def _is_refusing(self) -> bool:
+        """Nobody can answer. INIT is left to the worker that has just mounted: refused, it would be the mount's end."""
+        return self._succession.is_hopeless and self._held.is_initialized
 
     def _watch(self) -> None:
         """From now on ask the workers whether they are alive, until nothing is asked of the mount any more."""

@@ -72,14 +72,23 @@ def fleet() -> Iterator[Fleet]:
 def make(fleet: Fleet) -> Iterator[Callable[..., Crew]]:
     crews: list[Crew] = []
 
-    def make(count: int, new_template: Callable[[], Template] = fleet.template, *, resends: bool = True) -> Crew:
+    def make(
+        count: int,
+        new_template: Callable[[], Template] = fleet.template,
+        *,
+        resends: bool = True,
+        is_mounted: bool = True,
+    ) -> Crew:
         held = Held(may_resend=resends)
+        if is_mounted:
+            held.add({"fuse0": os.open(os.devnull, os.O_RDWR)})
         held.state |= RESENDS
         crews.append(Crew(new_template, fleet.template(), count, held))
         return crews[-1]
 
     yield make
     for crew in crews:
+        crew._held.let_mount_go()
         for one in (*crew.workers, *crew.templates):
             one.socket.close()
 
@@ -128,6 +137,17 @@ def test_all_take_over_at_once_when_the_last_is_ready(fleet: Fleet, make: Callab
     assert crew.serving == [first, second]
     assert [worker.phase for worker in former] == ["ending", "ending"]
     assert not crew.is_reloading
+
+
+def test_while_nothing_is_mounted_the_first_mounts_and_the_others_come_after_it(
+    fleet: Fleet, make: Callable[..., Crew]
+) -> None:
+    """All would wait for each other: one makes the mount, and what the others are given."""
+    crew = make(2, is_mounted=False)
+    crew.start_anew()
+    (first,) = map(fleet.forked, crew.coming)
+    assert crew.admit(first) == [first]
+    assert (crew.is_reloading, crew.missing(2)) == (False, [1])
 
 
 def test_if_one_of_the_new_does_not_start_all_goes_on_as_before(fleet: Fleet, make: Callable[..., Crew]) -> None:
@@ -206,6 +226,19 @@ def test_ready_of_a_worker_that_was_given_up_counts_for_nothing(make: Callable[.
     assert all(crew.admit(worker) == [] for worker in new)
     assert crew.serving == serving
     assert all(fleet.is_killed(worker) for worker in new)
+
+
+def test_what_the_kernel_can_do_is_known_of_each_mount_for_itself() -> None:
+    held = Held()
+    assert not held.is_initialized
+    for _ in range(2):
+        held.add({"fuse0": os.open(os.devnull, os.O_RDWR)})
+        assert not held.is_initialized  # INIT is still to come
+        held.state |= RESENDS
+        assert held.is_initialized
+        assert held.can_resend
+    held.let_mount_go()
+    assert not held.is_initialized
 
 
 def test_descriptor_in_whose_place_another_comes_is_closed() -> None:
