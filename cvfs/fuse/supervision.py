@@ -11,6 +11,8 @@ BACKOFF_S: Final = (0.1, 30.0)
 """How long is waited after the first useless worker, and at most: each time twice as long."""
 FAILURES: Final = 3
 """Useless workers one after the other before callers get EIO, and other code is tried."""
+FORGOTTEN_S: Final = 600.0
+"""A loss so long after the one before begins a new row. In a row, they are three waits for a start apart at most."""
 VICTIMS: Final = 20
 """Workers that were killed, one after the other, before any of them could answer anything: as many are bad luck. The
 next is taken for the victim of what it is asked, as where one request needs more memory than there is. A guess: it is
@@ -40,6 +42,7 @@ class Recovery:
         self.retry_at = 0.0
         self.is_hopeless = False
         self._failures = self._victims = 0
+        self._lost_at = now
         self._down_since: float | None = now
 
     def record_served(self) -> None:
@@ -54,9 +57,13 @@ class Recovery:
 
     def record_loss(self, now: float, life: Life, *, is_down: bool) -> None:
         """A worker was lost that nobody had told to end. A useful one is replaced at once, as often as it takes."""
+        is_another_row = now - self._lost_at > FORGOTTEN_S
+        self._lost_at = now
         if self._was_useful(life):
             self._failures, self.retry_at = 0, now
             return
+        if is_another_row:
+            self._failures = 0
         first_s, longest_s = BACKOFF_S
         self.retry_at = now + min(first_s * 2.0 ** min(self._failures, 20), longest_s)
         self._failures += 1

@@ -2,7 +2,18 @@
 
 import pytest
 
-from cvfs.fuse.supervision import BACKOFF_S, FAILURES, PATIENCE_S, SHORT_LIFE_S, USELESS, VICTIMS, Life, Recovery, Vigil
+from cvfs.fuse.supervision import (
+    BACKOFF_S,
+    FAILURES,
+    FORGOTTEN_S,
+    PATIENCE_S,
+    SHORT_LIFE_S,
+    USELESS,
+    VICTIMS,
+    Life,
+    Recovery,
+    Vigil,
+)
 
 USEFUL = Life(SHORT_LIFE_S)
 VICTIM = Life(was_killed=True)
@@ -49,6 +60,19 @@ def test_useless_workers_are_waited_for_longer_and_longer() -> None:
     assert [round(wait, 6) for wait in waits[:4]] == [0.1, 0.2, 0.4, 0.8]
     assert waits == sorted(waits)
     assert waits[-1] == BACKOFF_S[1]
+
+
+def test_those_of_another_month_do_not_count() -> None:
+    """A worker that hangs now and then is no sign that none can be kept alive."""
+    recovery = Recovery(0.0)
+    for number in range(10):
+        recovery.record_loss(number * (FORGOTTEN_S + 1), USELESS, is_down=True)
+        assert recovery.retry_at == number * (FORGOTTEN_S + 1) + BACKOFF_S[0]
+        assert not recovery.is_stuck
+        assert not recovery.is_hopeless
+    for number in range(FAILURES):
+        recovery.record_loss(20_000.0 + number * FORGOTTEN_S, USELESS, is_down=True)
+    assert recovery.is_stuck
 
 
 def test_a_useful_worker_ends_the_backoff() -> None:
