@@ -93,6 +93,8 @@ class LargeFiles:
                 return None
             stamp(fd)
             data = _read(fd, location, _NOWAIT)
+            if len(data) != location.length:  # not all is in memory
+                return None
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 self._tells_what_is_in_memory = False

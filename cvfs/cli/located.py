@@ -17,7 +17,8 @@ def find_repository(url: str, paths: Sequence[str]) -> tuple[str, Sequence[str]]
     mounts = [each for each in parse_mounts(Path("/proc/self/mountinfo").read_bytes()) if is_ours(each)]
     absolute = [Path(path).absolute() for path in (url, *paths)]
     if mounts and not any(absolute[0].is_relative_to(mount.directory) for mount in mounts):
-        absolute = [resolve(path) for path in absolute]  # links of the host, that is: those in a repository are its own
+        tops = {mount.directory for mount in mounts}
+        absolute = [resolve(path, tops) for path in absolute]  # links of the host: those in a repository are its own
     holders = {mount for mount in mounts if absolute[0].is_relative_to(mount.directory)}
     if not holders:
         return url, paths

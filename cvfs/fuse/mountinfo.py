@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -40,13 +40,13 @@ def find_mount(directory: Path) -> MountInfo | None:
         return None
 
 
-def resolve(path: Path) -> Path:
-    """The canonical path of `path`, which need not exist: all links in it are followed.
+def resolve(path: Path, ends: Collection[Path] = ()) -> Path:
+    """The canonical path of `path`, which need not exist: all links in it are followed, but for those below `ends`.
 
     Whether a mount point is a link is not asked: what is mounted there may hang, or be dead. Of what is below one, a
     FUSE file system is asked, and where it does not answer in time, links are taken to be none. Raises OSError (ELOOP).
     """
-    return _resolve(path, _mounts())
+    return _resolve(path, _mounts(), ends)
 
 
 def is_mounted(point: Path, device: str) -> bool:
@@ -65,7 +65,7 @@ def _mounts() -> dict[Path, MountInfo]:
     return {mount.directory: mount for mount in parse_mounts(Path("/proc/self/mountinfo").read_bytes())}
 
 
-def _resolve(path: Path, mounts: Mapping[Path, MountInfo]) -> Path:
+def _resolve(path: Path, mounts: Mapping[Path, MountInfo], ends: Collection[Path] = ()) -> Path:
     place, links, is_answered = Path("/"), 0, True
     names = [*reversed(path.absolute().parts[1:])]
     while names:
@@ -74,6 +74,8 @@ def _resolve(path: Path, mounts: Mapping[Path, MountInfo]) -> Path:
             place = place.parent if name == ".." else place
             continue
         place /= name
+        if place in ends:
+            return place.joinpath(*reversed(names))
         if place in mounts or not is_answered:
             continue
         target = _ask_link(place, mounts)

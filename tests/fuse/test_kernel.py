@@ -434,3 +434,15 @@ def test_root_node_is_a_directory_before_the_first_answer(directory: Path) -> No
     with served(descriptor):
         assert stat.S_ISDIR(int(run("stat", "-c", "%f", directory), 16))
         kernel.unmount(directory)
+
+
+def test_links_are_followed_up_to_what_is_named_as_an_end(tmp_path: Path) -> None:
+    """Below it they are those of what is mounted there, if it is a mount."""
+    end = tmp_path / "mount"
+    (end / "real").mkdir(parents=True)
+    (end / "current").symlink_to("real")
+    (tmp_path / "link").symlink_to("mount")
+    assert mountinfo.resolve(tmp_path / "link/current/a/..") == end / "real"
+    assert mountinfo.resolve(tmp_path / "link/current/a", [end]) == end / "current/a"
+    assert mountinfo.resolve(tmp_path / "link", [end]) == end
+    assert mountinfo.resolve(tmp_path / "link/../x", [end / "real"]) == tmp_path / "x"
