@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from cvfs.model import BlobRef, Digest
 from cvfs.trust.names import DIRECTORY, MAX_TARGETS_BYTES, MAX_TIMESTAMP_BYTES
 from cvfs.trust.names import TIMESTAMP as HEAD
 from publisher.locking import Waiting, lock_file
+from publisher.store import beneath
 from publisher.store.base import HeadMovedError, StoredBlob
-from publisher.store.disk import begin_write_back, sync_directory, sync_file_system, write_all
+from publisher.store.disk import begin_write_back, sync_file_system, write_all
 
 _OWN = ".publisher"
-_LOCK = f"{_OWN}/lock"
+_LOCK = "lock"
 _TEMPORARY = f"{_OWN}/incoming"
+_TEMPORARY_NAME = re.compile("[0-9]+-[0-9]+-[0-9]+")
 _BLOB_NAME = re.compile("[0-9a-f]{64}")
 
 _BEGUN_BYTES = 64 * KIB
@@ -35,7 +37,8 @@ class DirectoryStore:
     """See `Store`. Blobs are written beside data/ and renamed into it, so no reader ever sees half of one.
 
     What is made in it gets the permissions of its directory, whatever the umask: that of a cron job must not keep a web
-    server from reading, nor that of one publisher the next.
+    server from reading, nor that of one publisher the next. Where that lets a group write, nothing that its members put
+    there leads out of the directory (`beneath`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,7 +69,7 @@ class DirectoryStore:
 
     def get_blob(self, ref: BlobRef) -> bytes:
         try:
-            with open(self._blob(ref), "rb") as file:
+            with open(beneath.open_file(self._root, blob_path(ref.id)), "rb") as file:
                 return file.read(MAX_BLOB_BYTES + 1)
         except OSError as error:
             raise self._error("cannot read", error) from error
@@ -83,23 +86,25 @@ class DirectoryStore:
     def list_blobs(self) -> Iterator[StoredBlob]:
         """All blobs, in no order. What has not the name of one is passed over."""
         try:
-            for directory in os.scandir(f"{self._root}/data"):
-                if directory.is_dir(follow_symlinks=False):
-                    yield from _list_blobs(directory)
+            with beneath.directory(self._root, "data") as data, os.scandir(data) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        yield from _list_blobs(self._root, entry.name)
         except OSError as error:
             raise self._error("cannot read", error) from error
 
     def remove_blob(self, blob_id: Digest) -> None:
         """Remove a blob, if it is there."""
         try:
-            with suppress(FileNotFoundError):
-                os.unlink(f"{self._root}/{blob_path(blob_id)}")
+            above, name = os.path.split(blob_path(blob_id))
+            with suppress(FileNotFoundError), beneath.directory(self._root, above) as directory:
+                os.unlink(name, dir_fd=directory)
         except OSError as error:
             raise self._error("cannot remove from", error) from error
 
     def get_metadata(self, path: str, max_bytes: int) -> bytes:
         try:
-            with open(f"{self._root}/{path}", "rb") as file:
+            with open(beneath.open_file(self._root, path), "rb") as file:
                 data = file.read(max_bytes + 1)
         except FileNotFoundError as error:
             raise StatusError(f"{self.location}/{path}", 404, "no such file") from error
@@ -111,8 +116,7 @@ class DirectoryStore:
 
     def add_metadata(self, path: str, data: bytes) -> bool:
         try:
-            self._write(path, data, durable=True, move=_move_if_free)
-            sync_directory(f"{self._root}/{DIRECTORY}")
+            self._write(path, data, durable=True, replace=False)
         except FileExistsError:
             return self.get_metadata(path, MAX_TARGETS_BYTES) == data
         except OSError as error:
@@ -138,7 +142,6 @@ class DirectoryStore:
         """Put a file of metadata in place, whatever was there. Only for the head, and for a store that has none."""
         try:
             self._write(path, data, durable=True)
-            sync_directory(f"{self._root}/{DIRECTORY}")
         except OSError as error:
             raise self._error("cannot write", error) from error
 
@@ -147,11 +150,8 @@ class DirectoryStore:
             if self._locked is not None:
                 # Open since before the first blob, so that it learns of each that the disk has refused meanwhile.
                 return sync_file_system(self._locked)
-            descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
-            try:
+            with beneath.directory(self._root) as descriptor:
                 sync_file_system(descriptor)
-            finally:
-                os.close(descriptor)
         except OSError as error:
             raise self._error("cannot write", error) from error
 
@@ -177,8 +177,12 @@ class DirectoryStore:
     def _open_lock(self) -> int:
         """Where there is room for what is written; a store that was copied from a mirror has none yet."""
         self.make_directory(_TEMPORARY)
-        descriptor = os.open(f"{self._root}/{_LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
-        self._share(descriptor, 0o666)
+        try:
+            with beneath.directory(self._root, _OWN) as own:
+                descriptor = beneath.new_file(own, _LOCK, os.O_RDWR)
+        except FileExistsError:
+            return beneath.open_file(self._root, f"{_OWN}/{_LOCK}", os.O_RDWR)
+        self._share(descriptor, 0o666)  # Not of one that was there: it may be any file, linked or moved to this name.
         return descriptor
 
     def _take_turn(self, descriptor: int, waiting: Waiting | None) -> None:
@@ -188,57 +192,58 @@ class DirectoryStore:
             raise self._error("cannot lock", error) from error
 
     def _remove_temporary_files(self) -> None:
+        """Those that `_write` makes, and nothing else that may be there."""
         try:
-            for entry in os.scandir(f"{self._root}/{_TEMPORARY}"):
-                with suppress(FileNotFoundError):
-                    os.unlink(entry.path)
+            with beneath.directory(self._root, _TEMPORARY) as incoming, os.scandir(incoming) as entries:
+                for entry in entries:
+                    if _TEMPORARY_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        with suppress(FileNotFoundError):
+                            os.unlink(entry.name, dir_fd=incoming)
         except OSError as error:
             raise self._error("cannot clean up", error) from error
 
-    def _write(
-        self, relative: str, data: bytes, *, durable: bool = False, move: Callable[[str, str], None] = os.rename
-    ) -> None:
-        temporary = f"{self._root}/{_TEMPORARY}/{os.getpid()}-{threading.get_ident()}-{next(self._numbers)}"
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    def _write(self, relative: str, data: bytes, *, durable: bool = False, replace: bool = True) -> None:
+        """Put a file in place. Raises FileExistsError if it is not to `replace` one."""
+        temporary = f"{os.getpid()}-{threading.get_ident()}-{next(self._numbers)}"
+        with beneath.directory(self._root, _TEMPORARY) as incoming:
             try:
-                self._share(descriptor, 0o644)  # Replaced by others of the group, if at all, but not written to.
-                write_all(descriptor, data)
-                if durable:
-                    os.fsync(descriptor)
-                elif len(data) >= _BEGUN_BYTES:
-                    begin_write_back(descriptor)
-            finally:
-                os.close(descriptor)
-            self._move(move, temporary, relative)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
+                self._write_temporary(incoming, temporary, data, durable)
+                self._move(incoming, temporary, relative, durable, replace)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary, dir_fd=incoming)
+                raise
 
-    def _move(self, move: Callable[[str, str], None], temporary: str, relative: str) -> None:
-        target = f"{self._root}/{relative}"
+    def _write_temporary(self, incoming: int, temporary: str, data: bytes, durable: bool) -> None:
+        descriptor = beneath.new_file(incoming, temporary, os.O_WRONLY)
         try:
-            move(temporary, target)
-        except FileNotFoundError:
-            self.make_directory(os.path.dirname(relative))
-            move(temporary, target)
+            self._share(descriptor, 0o644)  # Replaced by others of the group, if at all, but not written to.
+            write_all(descriptor, data)
+            if durable:
+                os.fsync(descriptor)
+            elif len(data) >= _BEGUN_BYTES:
+                begin_write_back(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _move(self, incoming: int, temporary: str, relative: str, durable: bool, replace: bool) -> None:
+        above, name = os.path.split(relative)
+        with beneath.directory(self._root, above, self._mode) as directory:
+            if replace:
+                os.rename(temporary, name, src_dir_fd=incoming, dst_dir_fd=directory)
+            else:
+                os.link(temporary, name, src_dir_fd=incoming, dst_dir_fd=directory, follow_symlinks=False)
+                os.unlink(temporary, dir_fd=incoming)
+            if durable:
+                os.fsync(directory)
 
     def make_directory(self, relative: str) -> None:
         """Make a directory in the store, and those above it, if they are not there. Raises OSError."""
-        path = f"{self._root}/{relative}"
-        if os.path.isdir(path):
-            return
-        if os.path.dirname(relative):
-            self.make_directory(os.path.dirname(relative))
-        with suppress(FileExistsError):
-            os.mkdir(path)
-            with suppress(OSError):
-                os.chmod(path, self._mode)
+        with beneath.directory(self._root, relative, self._mode):
+            pass
 
     def _share(self, descriptor: int, mode: int) -> None:
-        """Let others have what of `mode` they have of the store. Not of a file that another has made, nor where a file
-        system has no permissions."""
+        """Let others have what of `mode` they have of the store. Not where a file system has no permissions."""
         with suppress(OSError):
             os.fchmod(descriptor, self._mode & mode)
 
@@ -250,18 +255,13 @@ class DirectoryStore:
         return StoreError(f"{what} the store {self.location}: {error.strerror}{where}")
 
 
-def _list_blobs(directory: "os.DirEntry[str]") -> Iterator[StoredBlob]:
-    for entry in os.scandir(directory.path):
-        name = directory.name + entry.name
-        if _BLOB_NAME.fullmatch(name) and entry.is_file(follow_symlinks=False):
-            status = entry.stat(follow_symlinks=False)
-            yield StoredBlob(Digest(bytes.fromhex(name)), status.st_size, int(status.st_mtime))
-
-
-def _move_if_free(temporary: str, target: str) -> None:
-    """A rename that replaces nothing."""
-    os.link(temporary, target)
-    os.unlink(temporary)
+def _list_blobs(top: str, above: str) -> Iterator[StoredBlob]:
+    with beneath.directory(top, f"data/{above}") as directory, os.scandir(directory) as entries:
+        for entry in entries:
+            name = above + entry.name
+            if _BLOB_NAME.fullmatch(name) and entry.is_file(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                yield StoredBlob(Digest(bytes.fromhex(name)), status.st_size, int(status.st_mtime))
 
 
 def open_store(location: str) -> DirectoryStore:

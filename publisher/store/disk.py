@@ -16,14 +16,6 @@ def write_all(descriptor: int, data: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def begin_write_back(descriptor: int) -> None:
     """sync_file_range(2), which Python lacks: let the disk write a file while the next ones are compressed.
 

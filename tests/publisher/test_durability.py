@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -42,15 +43,16 @@ def test_packs_are_begun_before_all_is_waited_for(store: Store, tree: Path, monk
         events.append("sync")
         original_sync(descriptor)
 
-    def rename(source: str, target: str) -> None:
-        events.append("head" if target.endswith("timestamp.json") else "blob")
-        original_rename(source, target)
+    def rename(source: Any, target: Any, **directories: Any) -> None:
+        if directories:  # It is the store that moves it.
+            events.append("head" if target == "timestamp.json" else "blob")
+        original_rename(source, target, **directories)
 
     events: list[str] = []
     original_begin, original_sync, original_rename = directory.begin_write_back, directory.sync_file_system, os.rename
     monkeypatch.setattr(directory, "begin_write_back", begin)
     monkeypatch.setattr(directory, "sync_file_system", sync)
-    monkeypatch.setattr(directory.DirectoryStore._write, "__kwdefaults__", {"durable": False, "move": rename})
+    monkeypatch.setattr(os, "rename", rename)
     store.publish(tree)
     assert events.count("begin") == 2
     assert events[-2:] == ["sync", "head"]
