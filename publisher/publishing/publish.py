@@ -13,7 +13,7 @@ from publisher.repository.head import Head, keys_of, read_head, read_own_head
 from publisher.repository.head_update import SignersByRole, advance, next_manifest, online_signers
 from publisher.signing.keys import Keys
 from publisher.source.tree import SourceTree
-from publisher.state.database import BROKEN
+from publisher.state.database import BROKEN, DatabaseError
 from publisher.state.index import open_index, reset_index
 from publisher.state.last_published import LastPublished
 from publisher.state.tree_expiry import forget_trees, note_tree
@@ -66,7 +66,7 @@ def _publish(
             if is_published:
                 manifest = next_manifest(head, made.root, published_s, options.message)
                 last.keep(advance(store, head, manifest, signers, now_s), watch.warn)
-            with suppress(*BROKEN):  # It is published; what is not remembered is only found out again.
+            with suppress(DatabaseError, *BROKEN):  # It is published; what is not remembered is only found out again.
                 if is_published:
                     index.set_covered(made.root.page, made.root.level)
                 forget_trees(index, now_s)

@@ -22,8 +22,18 @@ _NAMES = (b"meta", b"objects", b"large", b"chunks", b"packs", b"numbers", b"page
 
 DatabaseError = lmdb.Error
 
-BROKEN = (lmdb.Error, msgspec.DecodeError, struct.error)
-"""What a damaged index raises. It is to be thrown away."""
+BROKEN = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.PageNotFoundError,
+    lmdb.CursorFullError,
+    lmdb.BadTxnError,
+    msgspec.DecodeError,
+    struct.error,
+)
+"""What a damaged index raises. It is to be thrown away; but not where memory or the disk fails, which says nothing of
+it."""
 
 
 class Tables:
@@ -81,7 +91,8 @@ class Tables:
 def open_tables(path: Path) -> Iterator[Tables]:
     """The tables in the directory `path`, which is emptied first if it is no database, damaged or of another version.
 
-    Raises StoreError: it cannot be used. What is not committed in the end is not kept.
+    Raises StoreError: it cannot be used, now at least; and BROKEN, where damage is found only within the block. What is
+    not committed in the end is not kept.
     """
     environment = _open_or_reset(path)
     try:
@@ -90,6 +101,10 @@ def open_tables(path: Path) -> Iterator[Tables]:
             yield tables
         finally:
             tables.close()
+    except BROKEN:
+        raise
+    except DatabaseError as error:
+        raise _unusable(path, error) from error
     finally:
         environment.close()
 
@@ -97,12 +112,18 @@ def open_tables(path: Path) -> Iterator[Tables]:
 def _open_or_reset(path: Path) -> lmdb.Environment:
     try:
         return _open(path)
-    except (*BROKEN, OSError):
+    except BROKEN:
         shutil.rmtree(path, ignore_errors=True)
+    except (DatabaseError, OSError) as error:
+        raise _unusable(path, error) from error
     try:
         return _open(path)
-    except (*BROKEN, OSError) as error:
-        raise StoreError(f"cannot keep state in {path}: {error} (choose with --state DIR)") from error
+    except (DatabaseError, OSError) as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: Exception) -> StoreError:
+    return StoreError(f"cannot keep state in {path}: {error} (choose with --state DIR)")
 
 
 def _map(path: Path) -> lmdb.Environment:

@@ -161,6 +161,23 @@ def test_state_that_is_broken_again_and_again_is_one_line(
         store.publish(tree)
 
 
+@pytest.mark.parametrize("moment", ["opened", "written"])
+@pytest.mark.parametrize("error", [lmdb.MemoryError, lmdb.DiskError, lmdb.MapFullError, lmdb.Error])
+def test_memory_or_a_disk_that_fails_costs_no_index(
+    store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch, moment: str, error: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("it fails")
+
+    store.publish(tree)
+    make_tree(tree, {b"new": File(data=b"new")})
+    with monkeypatch.context() as patch:
+        patch.setattr(*((lmdb, "open") if moment == "opened" else (Tables, "put")), fail)
+        with pytest.raises(StoreError, match=r"cannot keep state in .*it fails.*--state DIR"):
+            store.publish(tree)
+    assert store.publish(tree).counts.files_read == 1
+
+
 def test_published_is_published_whatever_happens_to_the_state(
     store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
