@@ -74,6 +74,7 @@ def sign_first(store: DirectoryStore, manifest: Manifest, keys: Keys, security: 
     ref, plain = put_manifest(store, manifest)
     targets = metadata.make_targets(1, ref, plain, now_s, signers["targets"])
     snapshot = metadata.make_snapshot(1, 1, targets, now_s, signers["snapshot"])
+    keys.forget_root()  # That of a store begun before: killed before `keep_root`, it would be the root of none.
     for role, signed in (("root", data), ("targets", targets), ("snapshot", snapshot)):
         store.replace_metadata(names.metadata_path(role, 1), signed)
     keys.keep_root(data)

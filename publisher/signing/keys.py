@@ -134,6 +134,13 @@ class Keys:
         except OSError as error:
             raise ConfigError(f"cannot write {self.directory / ROOT_FILE}: {error.strerror}") from error
 
+    def forget_root(self) -> None:
+        """Remember no root any more."""
+        try:
+            (self.directory / ROOT_FILE).unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot remove {self.directory / ROOT_FILE}: {error.strerror}") from error
+
     def known_root(self) -> bytes | None:
         """The newest root that was remembered, None if there is none."""
         try:

@@ -234,6 +234,21 @@ def test_init_that_was_killed_is_done_again(tmp_path: Path, monkeypatch: pytest.
         create(str(tmp_path / "other"), NAME, NOW_S, store.keys)
 
 
+def test_init_that_is_killed_again_and_again_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each at another time, so that each makes another root."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    head, kept, metadata = (DirectoryStore, "write_head"), (Keys, "keep_root"), (DirectoryStore, "replace_metadata")
+    for now_s, (owner, name) in enumerate((head, kept, head, metadata, kept, metadata, head), NOW_S):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, die)
+            with pytest.raises(KeyboardInterrupt):
+                create(str(tmp_path / "store"), NAME, now_s, Keys(tmp_path / "store-keys"))
+    assert Store(tmp_path / "store").manifest.revision == 0
+
+
 def test_init_makes_nothing_of_a_store_that_has_lost_its_head(store: Store, tree: Path) -> None:
     store.publish(tree)
     head = (store.path / TIMESTAMP).read_bytes()
