@@ -25,6 +25,9 @@ PROGRAM = "cvfs-publisher"
 _CLOCKS_DIFFER_S = 86400
 """How far the clock of another host may be ahead, whose commit is published here. A guess."""
 
+_MAX_DIGITS = 20
+"""Of a time: more than any has, and few enough for Python, which takes no number of thousands."""
+
 
 def not_empty(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """An empty text is a variable that is not set: it would mean the current directory, or the whole repository."""
@@ -94,9 +97,9 @@ def made_s() -> int:
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
     if not fixed:
         return now_s()
-    if not (fixed.isascii() and fixed.isdecimal()):
-        raise ConfigError(f"SOURCE_DATE_EPOCH is not a number of seconds since 1970: {fixed!r}")
-    if int(fixed[:20]) > now_s() + _CLOCKS_DIFFER_S:
+    if not (fixed.isascii() and fixed.isdecimal()) or len(fixed) > _MAX_DIGITS:
+        raise ConfigError(f"SOURCE_DATE_EPOCH is not a number of seconds since 1970: {fixed[:40]!r}")
+    if int(fixed) > now_s() + _CLOCKS_DIFFER_S:
         raise ConfigError("SOURCE_DATE_EPOCH is a time to come; or the clock of this host is wrong")
     return int(fixed)
 

@@ -230,7 +230,16 @@ def test_version() -> None:
     assert __version__ in run("--version").stdout
 
 
-@pytest.mark.parametrize(("epoch", "told"), [("abc", "not a number"), ("-5", "not a number"), ("9" * 11, "to come")])
+@pytest.mark.parametrize(
+    ("epoch", "told"),
+    [
+        ("abc", "not a number"),
+        ("-5", "not a number"),
+        ("9" * 11, "to come"),
+        ("0" * 20 + "9" * 10, "not a number"),
+        ("0" * 5000, "not a number"),
+    ],
+)
 def test_dates_that_are_none(store: Store, tree: Path, epoch: str, told: str) -> None:
     refused = run("publish", store.path, tree, "--state", store.state, SOURCE_DATE_EPOCH=epoch)
     assert told in error_line(refused)
