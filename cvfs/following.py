@@ -7,12 +7,10 @@ when it comes.
 
 from typing import Final, NamedTuple
 
-import msgspec
-
 from cvfs.file import File
 from cvfs.format.tree.lookup import Found
-from cvfs.model import BlobRef
 from cvfs.repository import Repository
+from cvfs.seen import Where
 
 _NEAR: Final = 8
 """Two files read one after the other are in order if so many lines of the listing lie between them at most: there are
@@ -22,17 +20,9 @@ _MOST_BYTES: Final = 128 << 10
 """What the kernel asks for in one request, unless a larger size was agreed on."""
 
 
-class _Place(msgspec.Struct, frozen=True, gc=False):
-    """A file, and where its record stands: record `index` of group `number` of the leaf `page`."""
-
-    inode: int
-    page: BlobRef
-    number: int
-    index: int
-
-
 class _Ready(NamedTuple):
-    place: _Place
+    inode: int
+    where: Where
     data: bytes
 
 
@@ -41,7 +31,9 @@ class Following:
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
-        self._last: _Place | None = None
+        self._inode = 0
+        self._last: Where | None = None
+        """The file that was read last, and where its record stands."""
         self._is_in_order = False
         """Whether the last file and the one before it were."""
         self._ready: _Ready | None = None
@@ -51,21 +43,21 @@ class Following:
         ready, self._ready = self._ready, None
         if ready is None:
             return None
-        if ready.place.inode != inode or offset or len(ready.data) > length:
+        if ready.inode != inode or offset or len(ready.data) > length:
             self._last = None  # a wrong guess: it takes two more files to make another
             return None
-        self._last, self._is_in_order = ready.place, True
+        self._inode, self._last, self._is_in_order = inode, ready.where, True
         return ready.data
 
     def note(self, inode: int, found: Found) -> None:
         """A file is read, in one request."""
-        last, place = self._last, _Place(inode, found.page, found.number, found.index)
-        self._last = place
+        last, where = self._last, _where(found)
+        self._inode, self._last = inode, where
         self._is_in_order = (
             last is not None
-            and last.page == place.page
-            and last.number == place.number
-            and last.index < place.index <= last.index + _NEAR
+            and last.page == where.page
+            and last.number == where.number
+            and last.index < where.index <= last.index + _NEAR
         )
 
     def make_ready(self, inode: int) -> None:
@@ -73,12 +65,11 @@ class Following:
 
         Raises what reading the next file does; what cannot be had now is left to who asks for it.
         """
-        last = self._last
-        if self._is_in_order and self._ready is None and last is not None and last.inode == inode:
+        if self._is_in_order and self._last is not None and self._inode == inode:
             self._is_in_order = False
-            self._ready = self._behind(last)
+            self._ready = self._behind(self._last)
 
-    def _behind(self, last: _Place) -> _Ready | None:
+    def _behind(self, last: Where) -> _Ready | None:
         """The next file of the directory that has any bytes, if they are few, and in memory or the cache."""
         leaf = self._repository.leaf_nowait(last.page)
         entries = leaf.groups[last.number].entries
@@ -93,5 +84,8 @@ class Following:
         parts = File(found, self._repository.fetcher).read_parts_nowait(0, found.entry.size)
         if parts is None:
             return None
-        inode = self._repository.inode_of(found)
-        return _Ready(_Place(inode, found.page, found.number, found.index), b"".join(parts))
+        return _Ready(self._repository.inode_of(found), _where(found), b"".join(parts))
+
+
+def _where(found: Found) -> Where:
+    return Where(found.page, found.number, found.index)
